@@ -1,0 +1,79 @@
+"""The ledger: open uploads, their generations and sealed segments, and (with accounts) usage: what nodes must agree on.
+
+One contract; in memory for tests and several nodes in one test, SQLite for the embedded server (``ledger_sqlite``), DynamoDB for a fleet
+later. Every method is atomic, may be called from any thread, and is cheap: nothing here waits for a disk.
+
+Times are wall-clock seconds of the ``now`` callable given to an implementation, because they must survive a restart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Protocol
+
+from twinport_protocol.names import RemoteName
+from twinport_protocol.upload import UploadState
+
+from .storage.contract import UploadSpec
+
+
+@dataclass(frozen=True)
+class UploadRecord:
+    """An upload as the ledger knows it. ``touched_at`` is the last time it moved, in seconds since the epoch."""
+
+    spec: UploadSpec
+    generation: int
+    state: UploadState
+    touched_at: float
+
+
+class Ledger(Protocol):
+    """The contract."""
+
+    def begin(self, spec: UploadSpec) -> UploadRecord:
+        """Open an upload in generation 1. The same spec again returns the record as it stands (a repeated request); another
+        spec under a known id is ``Denied``. ``Busy`` past the cap of open uploads of the user."""
+
+    def load(self, upload_id: bytes) -> UploadRecord | None:
+        """The record, from whichever node made it."""
+
+    def resumable(self, user: str, name: RemoteName, size: int) -> bytes | None:
+        """The id of the user's newest open upload of that name and size that holds at least one sealed segment or is
+        larger than one segment; None when there is none."""
+
+    def lease(self, upload_id: bytes, user: str) -> UploadRecord:
+        """Take the upload over: a new generation; holders of the old one are fenced. ``UploadUnknown``, ``UploadClosed``."""
+
+    def seal(self, upload_id: bytes, generation: int, segment: int, digest: bytes) -> bool:
+        """Record a verified segment; False if it was sealed before. ``Fenced``, ``UploadClosed``, ``UploadUnknown``."""
+
+    def sealed(self, upload_id: bytes) -> dict[int, bytes]:
+        """The sealed segments and their digests."""
+
+    def unseal(self, upload_id: bytes, segments: Collection[int]) -> None:
+        """Forget segments whose bytes did not survive."""
+
+    def check(self, upload_id: bytes, generation: int) -> None:
+        """``Fenced``, ``UploadClosed`` or ``UploadUnknown`` unless that generation may still write."""
+
+    def fence(self, upload_id: bytes, generation: int) -> None:
+        """open → committing: from here no segment can be sealed. ``Fenced``, ``UploadClosed``, ``UploadUnknown``."""
+
+    def reopen(self, upload_id: bytes) -> None:
+        """committing → open: segments were missing, or publication failed."""
+
+    def finish(self, upload_id: bytes) -> None:
+        """committing → done, or anything → aborted: forget the upload. Harmless when unknown."""
+
+    def open_uploads(self) -> Collection[UploadRecord]:
+        """All open uploads, for recovery and for the sweep of stale ones."""
+
+    def draw(self, user: str, size_bytes: int, files: int) -> bool:
+        """Take room for uploads out of the user's quota; False when it does not hold that much. Unlimited for now."""
+
+    def give_back(self, user: str, size_bytes: int, files: int) -> None:
+        """Return what was drawn and not used."""
+
+    def close(self) -> None:
+        """Release everything."""

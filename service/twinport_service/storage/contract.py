@@ -1,0 +1,207 @@
+"""What every storage promises, in words: shaped for a disk and for an object store alike.
+
+No path and no descriptor of the storage leaks out of it. Implementations stand beside this file (``local``, ``memory``); one
+contract test suite runs on all of them. Every method may block and may be called from any thread; none is called on
+the event loop. Every refusal is a :class:`twinport_protocol.errors.Refusal` with one of the codes named at the method.
+
+The storage stores and publishes; it does not judge. Generations, fencing, who may do what and whether bytes match their digest
+are decided above it (``uploads.py``), so that they are decided once.
+
+Life of an upload here: ``begin`` → (``put_piece``… ``seal_segment``)… → ``commit`` or ``abort``; or, for a small file whose
+bytes are all in hand, ``commit_small`` alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, Union
+
+from twinport_protocol.errors import Refusal
+from twinport_protocol.names import RemoteName
+from twinport_protocol.segments import Manifest
+
+Buffer = Union[bytes, bytearray, memoryview]
+
+SMALL_BYTES = 256 * 1024
+"""Files up to this size may be committed whole by ``commit_small``."""
+
+
+@dataclass(frozen=True)
+class Precondition:
+    """What must hold for the name at the moment of publication; decided atomically with it."""
+
+    if_absent: bool = False
+    if_match: bytes | None = None
+
+
+ALWAYS = Precondition()
+
+
+@dataclass(frozen=True)
+class UploadSpec:
+    """Everything about an upload that is known before its first byte."""
+
+    upload_id: bytes
+    user: str
+    name: RemoteName
+    size: int
+    mtime_ns: int | None = None
+    executable: bool = False
+    precondition: Precondition = field(default=ALWAYS)
+
+
+@dataclass(frozen=True)
+class Published:
+    """What stands under the name now, durably."""
+
+    upload_id: bytes
+    name: RemoteName
+    size: int
+    mtime_ns: int
+    root: bytes
+
+
+OnDone = Callable[[Union[Published, Refusal]], None]
+"""Called exactly once, from any thread, when a commit is durable or has failed. Must not block or raise."""
+OnProgress = Callable[[int], None]
+"""Called now and then with the bytes made durable so far."""
+
+
+@dataclass(frozen=True)
+class VersionInfo:
+    """One immutable version of a file. ``token`` (at most 1,400 bytes) names it to ``open_reader`` and ``manifest``."""
+
+    token: bytes
+    name: RemoteName
+    size: int
+    mtime_ns: int
+    executable: bool
+    root: bytes
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of a listing. ``kind`` is ``"f"`` or ``"d"``; ``root`` is given only where it costs no hashing."""
+
+    name: str
+    kind: str
+    size: int
+    mtime_ns: int
+    executable: bool = False
+    root: bytes | None = None
+
+    @property
+    def key(self) -> str:
+        """What listings are ordered by (as UTF-8 bytes) and ``after=`` is compared with: a directory ends in ``/``."""
+        return self.name + "/" if self.kind == "d" else self.name
+
+
+@dataclass(frozen=True)
+class Page:
+    """A part of a listing in the order of ``Entry.key``; ``more`` when entries follow the last one."""
+
+    entries: Sequence[Entry]
+    more: bool
+
+
+class Reader(Protocol):
+    """The bytes of one version; they never change, whatever happens to the name. Used by one thread."""
+
+    def read_into(self, offset: int, buffer: bytearray | memoryview) -> int:
+        """Fill ``buffer`` from ``offset``; fewer bytes only at the end of the file. ``StorageFault``, ``Corrupt``."""
+
+    def send(self, socket_fd: int, offset: int, count: int) -> int:
+        """Send up to ``count`` bytes straight to a non-blocking plain socket; how many went.
+
+        ``BlockingIOError`` when none could. Raises ``StorageFault``; other ``OSError`` is the socket's. A storage without
+        a zero-copy path sets ``zero_copy`` to false and need not implement it.
+        """
+
+    @property
+    def zero_copy(self) -> bool:
+        """Whether ``send`` may be used."""
+
+    def close(self) -> None:
+        """Release it; harmless when repeated."""
+
+
+class Storage(Protocol):
+    """The contract. ``Refusal`` codes beyond those named: ``StorageFault`` (an I/O error), ``ReadOnly`` (after a failed fsync)."""
+
+    def start(self, live_uploads: Collection[bytes]) -> Collection[bytes]:
+        """Recover from whatever the last run left. Drops staging of uploads not in ``live_uploads``; returns those of them
+        whose staging is really here, so that the caller forgets the rest."""
+
+    def close(self) -> None:
+        """Finish the commits under way, release everything."""
+
+    # uploads ---------------------------------------------------------------------------------------------------------
+
+    def begin(self, spec: UploadSpec) -> None:
+        """Make room for an upload. ``DiskFull`` before a byte travels; ``NameConflict``, ``Exists``, ``Changed`` early if
+        they are already certain (``commit`` decides them for good). Harmless when repeated for the same id."""
+
+    def put_piece(self, upload_id: bytes, writer: int, segment: int, offset: int, data: Buffer) -> None:
+        """Store bytes of an unsealed segment, ``offset`` counted within it. The caller sees to it that a segment has one
+        writer at a time in this process, that offsets are contiguous and within the segment; ``writer`` tells apart
+        writers of the same segment on other nodes. ``DiskFull``, ``UploadUnknown``."""
+
+    def seal_segment(self, upload_id: bytes, writer: int, segment: int, digest: bytes) -> None:
+        """These bytes of this writer are the segment from now on: verified by the caller, immutable."""
+
+    def read_staged(self, upload_id: bytes, segment: int, offset: int, buffer: bytearray | memoryview) -> int:
+        """Read back staged bytes of a segment, to hash them again; fewer where fewer are held."""
+
+    def commit(
+        self, spec: UploadSpec, manifest: Manifest, on_done: OnDone, on_progress: OnProgress | None = None
+    ) -> None:
+        """Publish a completely sealed upload: make durable, then visible, atomically. Returns at once; ``on_done`` tells
+        the outcome: ``Published``, or ``Exists``, ``Changed``, ``NameConflict``, ``DiskFull``, ``StorageFault`` (nothing
+        published, staging kept where it can be committed again), ``OutcomeUnknown`` (repeat to learn)."""
+
+    def commit_small(self, spec: UploadSpec, data: bytes, digest: bytes, on_done: OnDone) -> None:
+        """``begin`` to ``commit`` of a file of at most ``SMALL_BYTES`` in one call, its flushes shared with its neighbours'.
+        May block for a moment when too many are under way (back-pressure), never for their durability."""
+
+    def abort(self, upload_id: bytes) -> None:
+        """Forget an upload's staging. Harmless when unknown."""
+
+    def finished(self, upload_id: bytes) -> Published | None:
+        """What an upload of the last 24 h published, known durably with the publication itself; None when unknown."""
+
+    # versions --------------------------------------------------------------------------------------------------------
+
+    def open_version(self, name: RemoteName) -> VersionInfo:
+        """The current version of a file, kept readable for a while by its token. Makes a missing or outdated manifest
+        anew (then this takes as long as hashing). ``FileNotFound``, ``Denied`` (a symlink, device, pipe, directory)."""
+
+    def open_reader(self, token: bytes) -> Reader:
+        """The bytes of a version. ``VersionGone``."""
+
+    def manifest(self, token: bytes) -> Manifest:
+        """The manifest of a version. ``VersionGone``."""
+
+    # names -----------------------------------------------------------------------------------------------------------
+
+    def list(self, prefix: str, after: str, limit: int, recursive: bool) -> Page:
+        """Entries below the directory ``prefix`` ("" for all) whose key follows ``after``, at most ``limit``.
+
+        Recursive: all files, and directories that are empty. Else: the files and directories directly below. A prefix that
+        names a file lists that file alone. A prefix that does not exist is ``FileNotFound``."""
+
+    def stat(self, name: RemoteName) -> Entry:
+        """A file or directory. ``root`` only if it is known without hashing. ``FileNotFound``, ``Denied``."""
+
+    def delete(self, name: RemoteName, if_match: bytes | None = None) -> None:
+        """Remove a file or an empty directory, durably. ``FileNotFound``, ``NotEmpty``, ``Changed``."""
+
+    def move(self, source: RemoteName, target: RemoteName, if_absent: bool = False) -> None:
+        """Rename a file, replacing the target, or a directory, where the target is free; durably. Missing parents of the
+        target are made. ``FileNotFound``, ``Exists``, ``NameConflict``."""
+
+    def make_directory(self, name: RemoteName) -> None:
+        """Make a directory and its parents, durably; harmless when there. ``NameConflict``."""
+
+    def free_bytes(self) -> int | None:
+        """Room left, where that has a meaning."""
