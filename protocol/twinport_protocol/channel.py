@@ -1,0 +1,264 @@
+"""Both ends of a data connection, without a socket: what may be sent, what was meant, and the credit that bounds it.
+
+The client opens with the magic, then drives: every PUT, GET, MANIFEST and HAVE is answered by the server, and at most ``frames`` of
+them, with at most ``credit`` payload bytes, may be unanswered. So what either end must queue is bounded, and two ends with
+the smallest buffers cannot block each other as long as both keep reading while they write.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from .control import Limits
+from .errors import ErrorCode, LocalProtocolError, RemoteProtocolError
+from .frames import (
+    CHANNEL_MAGIC,
+    DETACH_AFTER,
+    LAST,
+    MAX_PIECE_BYTES,
+    WHOLE_CHANNEL,
+    AckStatus,
+    Chunk,
+    FrameDecoder,
+    FrameEvent,
+    FrameType,
+    Header,
+)
+
+_ANSWERED = frozenset({FrameType.PUT, FrameType.GET, FrameType.MANIFEST, FrameType.HAVE})
+
+
+class ChannelServer:
+    """The server's end: checks magic, credit and attachment numbers; the meaning of frames is its owner's."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._decoder = FrameDecoder(from_client=True, max_piece_bytes=limits.piece)
+        self._magic_left = CHANNEL_MAGIC
+        self._attachments: set[int] = set()
+        self._frames = 0
+        self._bytes = 0
+        self._open_put: Header | None = None
+
+    @property
+    def at_boundary(self) -> bool:
+        """Whether no frame is half received: the place to stop when draining."""
+        return self._decoder.at_boundary and not self._magic_left
+
+    @property
+    def unanswered(self) -> int:
+        """How many frames wait for their answer."""
+        return self._frames
+
+    def feed(self, data: memoryview) -> list[FrameEvent]:
+        """The frames in these bytes. Raises ``RemoteProtocolError``: close the connection with :meth:`farewell`."""
+        if self._magic_left:
+            head = bytes(data[: len(self._magic_left)])
+            if not self._magic_left.startswith(head):
+                raise RemoteProtocolError(ErrorCode.BAD_REQUEST, "no channel magic")
+            self._magic_left = self._magic_left[len(head) :]
+            data = data[len(head) :]
+        events = self._decoder.feed(data)
+        for event in events:
+            self._account(event)
+        return events
+
+    def _account(self, event: FrameEvent) -> None:
+        header = event[0]
+        if header.type == FrameType.PUT:
+            if header is not self._open_put:
+                self._charge(header.length)
+            ends = event.ends if isinstance(event, Chunk) else True
+            self._open_put = None if ends else header
+        elif header.type == FrameType.GET:
+            self._charge(header.length)
+        elif header.type in _ANSWERED:
+            self._charge(0)
+        elif header.type == FrameType.ATTACH:
+            if header.attachment in self._attachments or header.attachment == WHOLE_CHANNEL:
+                raise RemoteProtocolError(ErrorCode.BAD_STATE, "attachment number in use")
+            if len(self._attachments) >= self._limits.attachments:
+                raise RemoteProtocolError(ErrorCode.CREDIT_EXCEEDED, "too many attachments")
+            self._attachments.add(header.attachment)
+        elif header.type == FrameType.DETACH:
+            self._attachments.discard(header.attachment)
+
+    def _charge(self, size_bytes: int) -> None:
+        self._frames += 1
+        self._bytes += size_bytes
+        if self._frames > self._limits.frames or self._bytes > self._limits.credit:
+            raise RemoteProtocolError(ErrorCode.CREDIT_EXCEEDED)
+
+    def detached(self, attachment: int) -> None:
+        """The owner ended an attachment (committed, failed, detached after a GET): its number is free again."""
+        self._attachments.discard(attachment)
+
+    def acknowledge(self, put: Header, status: int) -> bytes:
+        """The ACK of a PUT; gives its credit back. ``status`` is an ``AckStatus`` or an error number."""
+        self._frames -= 1
+        self._bytes -= put.length
+        return Header(
+            FrameType.ACK, 0, status, put.attachment, put.segment, put.offset + put.length, 0
+        ).encode()
+
+    def segment_header(self, get: Header, offset: int, length: int, *, last: bool, status: int = 0) -> bytes:
+        """The header of one SEG frame in answer to ``get``; gives credit back as it goes."""
+        self._bytes -= length
+        if last:
+            self._frames -= 1
+            if status:  # an answer that failed gives back what it did not send
+                self._bytes -= get.offset + get.length - offset
+        flags = LAST if last else 0
+        return Header(FrameType.SEG, flags, status, get.attachment, get.segment, offset, length).encode()
+
+    def answer(self, request: Header, kind: FrameType, body: bytes, status: int = 0) -> bytes:
+        """``MANIFEST_IS`` or ``HAVE_IS`` in answer to a MANIFEST or HAVE."""
+        self._frames -= 1
+        return Header(kind, 0, status, request.attachment, 0, 0, len(body)).encode() + body
+
+    def fail(self, attachment: int, code: ErrorCode) -> bytes:
+        """An attachment did not come about, or ended: ``FAIL``."""
+        return Header(FrameType.FAIL, 0, code.number, attachment, 0, 0, 0).encode()
+
+    def farewell(self, code: ErrorCode) -> bytes:
+        """The whole connection fails; the last bytes before it is closed."""
+        return self.fail(WHOLE_CHANNEL, code)
+
+    def goodbye(self) -> bytes:
+        """The server stops at this frame boundary; what is unanswered was not received."""
+        return Header(FrameType.GOODBYE, 0, 0, 0, 0, 0, 0).encode()
+
+
+class ChannelClient:
+    """The client's end: builds frames within the credit and checks that every answer answers something."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._decoder = FrameDecoder(from_client=False, max_piece_bytes=MAX_PIECE_BYTES)
+        self._attachments: set[int] = set()
+        self._puts: dict[tuple[int, int], deque[int]] = {}
+        self._gets: dict[int, deque[Header]] = {}
+        self._requests: dict[int, deque[int]] = {}
+        self._received = 0
+        self._next_attachment = 1
+        self.unanswered_frames = 0
+        self.unanswered_bytes = 0
+
+    def open(self) -> bytes:
+        """The first bytes of the connection."""
+        return CHANNEL_MAGIC
+
+    def has_credit(self, length: int, frames: int = 1) -> bool:
+        """Whether so many frames of so many payload bytes in all may be sent now."""
+        return (
+            self.unanswered_frames + frames <= self._limits.frames
+            and self.unanswered_bytes + length <= self._limits.credit
+        )
+
+    @property
+    def attachment_count(self) -> int:
+        """How many attachments are open."""
+        return len(self._attachments)
+
+    @property
+    def can_attach(self) -> bool:
+        """Whether one more attachment is allowed."""
+        return len(self._attachments) < self._limits.attachments
+
+    def attach(self, ticket: bytes) -> tuple[int, bytes]:
+        """A new attachment number and its ATTACH frame. ``LocalProtocolError`` past the announced number."""
+        if not self.can_attach:
+            raise LocalProtocolError(ErrorCode.CREDIT_EXCEEDED, "too many attachments")
+        while self._next_attachment in self._attachments:
+            self._next_attachment += 1
+        number = self._next_attachment
+        self._next_attachment = number % (WHOLE_CHANNEL - 1) + 1
+        self._attachments.add(number)
+        return number, Header(FrameType.ATTACH, 0, 0, number, 0, 0, len(ticket)).encode() + ticket
+
+    def detach(self, attachment: int) -> bytes:
+        """End an attachment that has no unanswered frames."""
+        self._attachments.discard(attachment)
+        return Header(FrameType.DETACH, 0, 0, attachment, 0, 0, 0).encode()
+
+    def put(self, attachment: int, segment: int, offset: int, length: int, flags: int) -> bytes:
+        """The header of a PUT; the caller sends ``length`` bytes after it, and the digest if ``flags`` has ``LAST``."""
+        self._spend(length)
+        self._puts.setdefault((attachment, segment), deque()).append(length)
+        return Header(FrameType.PUT, flags, 0, attachment, segment, offset, length).encode()
+
+    def get(self, attachment: int, segment: int, offset: int, length: int, flags: int = 0) -> bytes:
+        """A GET frame."""
+        self._spend(length)
+        header = Header(FrameType.GET, flags, 0, attachment, segment, offset, length)
+        self._gets.setdefault(attachment, deque()).append(header)
+        return header.encode()
+
+    def request(self, kind: FrameType, attachment: int) -> bytes:
+        """A MANIFEST or HAVE frame."""
+        self._spend(0)
+        answer = FrameType.MANIFEST_IS if kind is FrameType.MANIFEST else FrameType.HAVE_IS
+        self._requests.setdefault(attachment, deque()).append(answer)
+        return Header(kind, 0, 0, attachment, 0, 0, 0).encode()
+
+    def _spend(self, length: int) -> None:
+        if length > self._limits.piece and length > self._limits.credit:
+            raise LocalProtocolError(ErrorCode.CREDIT_EXCEEDED, "a frame larger than the announced bounds")
+        if not self.has_credit(length):
+            raise LocalProtocolError(ErrorCode.CREDIT_EXCEEDED)
+        self.unanswered_frames += 1
+        self.unanswered_bytes += length
+
+    def feed(self, data: memoryview) -> list[FrameEvent]:
+        """The answers in these bytes. Raises ``RemoteProtocolError`` for an answer to nothing and for bytes not asked for."""
+        events = self._decoder.feed(data)
+        for event in events:
+            self._settle(event)
+        return events
+
+    def _settle(self, event: FrameEvent) -> None:
+        header = event[0]
+        if isinstance(event, Chunk):
+            self._settle_segment(event)
+        elif header.type == FrameType.ACK:
+            waiting = self._puts.get((header.attachment, header.segment))
+            if not waiting:
+                raise RemoteProtocolError(ErrorCode.BAD_STATE, "an ACK of nothing")
+            self._release(waiting.popleft())
+            if not waiting:
+                del self._puts[header.attachment, header.segment]
+            if header.status == AckStatus.COMMITTED:
+                self._attachments.discard(header.attachment)
+        elif header.type in (FrameType.MANIFEST_IS, FrameType.HAVE_IS):
+            asked = self._requests.get(header.attachment)
+            if not asked or asked.popleft() != header.type:
+                raise RemoteProtocolError(ErrorCode.BAD_STATE, "an answer to nothing")
+            if not asked:
+                del self._requests[header.attachment]
+            self._release(0)
+
+    def _settle_segment(self, chunk: Chunk) -> None:
+        header = chunk.header
+        waiting = self._gets.get(header.attachment)
+        if not waiting:
+            raise RemoteProtocolError(ErrorCode.BAD_STATE, "bytes that were not asked for")
+        get = waiting[0]
+        if header.segment != get.segment or (header.status == 0 and chunk.at != get.offset + self._received):
+            raise RemoteProtocolError(ErrorCode.BAD_STATE, "other bytes than were asked for")
+        self._received += len(chunk.data)
+        if self._received > get.length:
+            raise RemoteProtocolError(ErrorCode.BAD_STATE, "more bytes than were asked for")
+        if chunk.ends and header.flags & LAST:
+            if header.status == 0 and self._received != get.length:
+                raise RemoteProtocolError(ErrorCode.BAD_STATE, "fewer bytes than were asked for")
+            waiting.popleft()
+            if not waiting:
+                del self._gets[header.attachment]
+            self._received = 0
+            self._release(get.length)
+            if get.flags & DETACH_AFTER:
+                self._attachments.discard(header.attachment)
+
+    def _release(self, length: int) -> None:
+        self.unanswered_frames -= 1
+        self.unanswered_bytes -= length
