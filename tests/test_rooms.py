@@ -1,4 +1,4 @@
-"""The arrows between the rooms: service -> protocol <- client, infra alone; and what must be written in none of them."""
+"""The arrows between the rooms: service -> protocol <- client, infra alone; and what may be written in none of them."""
 
 from __future__ import annotations
 
