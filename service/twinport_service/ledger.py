@@ -1,7 +1,8 @@
 """The ledger: open uploads, their generations and sealed segments, and (with accounts) usage: what nodes must agree on.
 
-One contract; in memory for tests and several nodes in one test, SQLite for the embedded server (``ledger_sqlite``), DynamoDB for a fleet
-later. Every method is atomic, may be called from any thread, and is cheap: nothing here waits for a disk.
+One contract; in memory for tests and several nodes in one test (``ledger_memory``), SQLite for the embedded server
+(``ledger_sqlite``), a shared database for a fleet later. Every method is atomic, may be called from any thread, and is
+cheap: nothing here waits for a disk.
 
 Times are wall-clock seconds of the ``now`` callable given to an implementation, because they must survive a restart.
 """
@@ -32,8 +33,8 @@ class Ledger(Protocol):
     """The contract."""
 
     def begin(self, spec: UploadSpec) -> UploadRecord:
-        """Open an upload in generation 1. The same spec again returns the record as it stands (a repeated request); another
-        spec under a known id is ``Denied``. ``Busy`` past the cap of open uploads of the user."""
+        """Open an upload in generation 1. The same spec again returns the record as it stands (a repeated request);
+        another spec under a known id is ``Denied``. ``Busy`` past the cap of open uploads of the user."""
 
     def load(self, upload_id: bytes) -> UploadRecord | None:
         """The record, from whichever node made it."""
@@ -43,13 +44,14 @@ class Ledger(Protocol):
         larger than one segment; None when there is none."""
 
     def lease(self, upload_id: bytes, user: str) -> UploadRecord:
-        """Take the upload over: a new generation; holders of the old one are fenced. ``UploadUnknown``, ``UploadClosed``."""
+        """Take the upload over: a new generation; holders of the old one are fenced. ``UploadUnknown`` (also when it is
+        another user's), ``UploadClosed``."""
 
     def seal(self, upload_id: bytes, generation: int, segment: int, digest: bytes) -> bool:
         """Record a verified segment; False if it was sealed before. ``Fenced``, ``UploadClosed``, ``UploadUnknown``."""
 
     def sealed(self, upload_id: bytes) -> dict[int, bytes]:
-        """The sealed segments and their digests."""
+        """The sealed segments and their digests; empty when unknown."""
 
     def unseal(self, upload_id: bytes, segments: Collection[int]) -> None:
         """Forget segments whose bytes did not survive."""
@@ -61,13 +63,13 @@ class Ledger(Protocol):
         """open → committing: from here no segment can be sealed. ``Fenced``, ``UploadClosed``, ``UploadUnknown``."""
 
     def reopen(self, upload_id: bytes) -> None:
-        """committing → open: segments were missing, or publication failed."""
+        """committing → open: segments were missing, or publication failed. Harmless when open or unknown."""
 
     def finish(self, upload_id: bytes) -> None:
         """committing → done, or anything → aborted: forget the upload. Harmless when unknown."""
 
     def open_uploads(self) -> Collection[UploadRecord]:
-        """All open uploads, for recovery and for the sweep of stale ones."""
+        """All uploads that are not finished (``committing`` ones too), for recovery and for the sweep of stale ones."""
 
     def draw(self, user: str, size_bytes: int, files: int) -> bool:
         """Take room for uploads out of the user's quota; False when it does not hold that much. Unlimited for now."""

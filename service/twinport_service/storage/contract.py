@@ -1,27 +1,28 @@
 """What every storage promises, in words: shaped for a disk and for an object store alike.
 
-No path and no descriptor of the storage leaks out of it. Implementations stand beside this file (``local``, ``memory``); one
-contract test suite runs on all of them. Every method may block and may be called from any thread; none is called on
-the event loop. Every refusal is a :class:`twinport_protocol.errors.Refusal` with one of the codes named at the method.
+No path and no descriptor of the storage leaks out of it. Implementations stand beside this file (``local``,
+``memory``); one contract test suite runs on all of them. Every method may block and may be called from any thread; none
+is called on the event loop. Every refusal is a :class:`twinport_protocol.errors.Refusal` with one of the codes named at
+the method.
 
-The storage stores and publishes; it does not judge. Generations, fencing, who may do what and whether bytes match their digest
-are decided above it (``uploads.py``), so that they are decided once.
+The storage stores and publishes; it does not judge. Generations, fencing, who may do what and whether bytes match their
+digest are decided above it (``uploads.py``), so that they are decided once.
 
-Life of an upload here: ``begin`` → (``put_piece``… ``seal_segment``)… → ``commit`` or ``abort``; or, for a small file whose
-bytes are all in hand, ``commit_small`` alone.
+Life of an upload here: ``begin`` → (``put_piece``… ``seal_segment``)… → ``commit`` or ``abort``; or, for a small file
+whose bytes are all in hand, ``commit_small`` alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, Union
+from typing import Protocol
 
 from twinport_protocol.errors import Refusal
 from twinport_protocol.names import RemoteName
 from twinport_protocol.segments import Manifest
 
-Buffer = Union[bytes, bytearray, memoryview]
+Buffer = bytes | bytearray | memoryview
 
 SMALL_BYTES = 256 * 1024
 """Files up to this size may be committed whole by ``commit_small``."""
@@ -62,7 +63,7 @@ class Published:
     root: bytes
 
 
-OnDone = Callable[[Union[Published, Refusal]], None]
+OnDone = Callable[[Published | Refusal], None]
 """Called exactly once, from any thread, when a commit is durable or has failed. Must not block or raise."""
 OnProgress = Callable[[int], None]
 """Called now and then with the bytes made durable so far."""
@@ -114,8 +115,8 @@ class Reader(Protocol):
     def send(self, socket_fd: int, offset: int, count: int) -> int:
         """Send up to ``count`` bytes straight to a non-blocking plain socket; how many went.
 
-        ``BlockingIOError`` when none could. Raises ``StorageFault``; other ``OSError`` is the socket's. A storage without
-        a zero-copy path sets ``zero_copy`` to false and need not implement it.
+        ``BlockingIOError`` when none could. Raises ``StorageFault``, ``Corrupt``; other ``OSError`` is the socket's. A
+        storage without a zero-copy path sets ``zero_copy`` to false and need not implement it.
         """
 
     @property
@@ -127,11 +128,17 @@ class Reader(Protocol):
 
 
 class Storage(Protocol):
-    """The contract. ``Refusal`` codes beyond those named: ``StorageFault`` (an I/O error), ``ReadOnly`` (after a failed fsync)."""
+    """The contract.
+
+    ``Refusal`` codes beyond those named: ``StorageFault`` (an I/O error), ``ReadOnly`` (any write after a failed
+    flush), ``Denied`` (something stands under the name that is neither a file nor a directory of this storage).
+    """
 
     def start(self, live_uploads: Collection[bytes]) -> Collection[bytes]:
-        """Recover from whatever the last run left. Drops staging of uploads not in ``live_uploads``; returns those of them
-        whose staging is really here, so that the caller forgets the rest."""
+        """Recover from whatever the last run left; once, before any other call.
+
+        Drops staging of uploads not in ``live_uploads``; returns those of them whose staging is really here, so that
+        the caller forgets the rest."""
 
     def close(self) -> None:
         """Finish the commits under way, release everything."""
@@ -139,13 +146,15 @@ class Storage(Protocol):
     # uploads ---------------------------------------------------------------------------------------------------------
 
     def begin(self, spec: UploadSpec) -> None:
-        """Make room for an upload. ``DiskFull`` before a byte travels; ``NameConflict``, ``Exists``, ``Changed`` early if
-        they are already certain (``commit`` decides them for good). Harmless when repeated for the same id."""
+        """Make room for an upload. ``DiskFull`` before a byte travels; ``NameConflict``, ``Exists``, ``Changed`` early
+        if they are already certain (``commit`` decides them for good). Harmless when repeated for the same id."""
 
     def put_piece(self, upload_id: bytes, writer: int, segment: int, offset: int, data: Buffer) -> None:
-        """Store bytes of an unsealed segment, ``offset`` counted within it. The caller sees to it that a segment has one
-        writer at a time in this process, that offsets are contiguous and within the segment; ``writer`` tells apart
-        writers of the same segment on other nodes. ``DiskFull``, ``UploadUnknown``."""
+        """Store bytes of an unsealed segment, ``offset`` counted within it.
+
+        The caller sees to it that a segment has one writer at a time in this process, that offsets are contiguous and
+        within the segment; ``writer`` tells apart writers of the same segment on other nodes. ``DiskFull`` (the upload
+        is dropped), ``UploadUnknown``."""
 
     def seal_segment(self, upload_id: bytes, writer: int, segment: int, digest: bytes) -> None:
         """These bytes of this writer are the segment from now on: verified by the caller, immutable."""
@@ -156,25 +165,34 @@ class Storage(Protocol):
     def commit(
         self, spec: UploadSpec, manifest: Manifest, on_done: OnDone, on_progress: OnProgress | None = None
     ) -> None:
-        """Publish a completely sealed upload: make durable, then visible, atomically. Returns at once; ``on_done`` tells
-        the outcome: ``Published``, or ``Exists``, ``Changed``, ``NameConflict``, ``DiskFull``, ``StorageFault`` (nothing
-        published, staging kept where it can be committed again), ``OutcomeUnknown`` (repeat to learn)."""
+        """Publish a completely sealed upload: make durable, then visible, atomically. Returns at once.
+
+        ``on_done`` tells the outcome: ``Published``, or ``Exists``, ``Changed``, ``NameConflict``, ``DiskFull``,
+        ``UploadUnknown``, ``StorageFault`` (nothing published), ``OutcomeUnknown`` (repeat to learn). After ``Exists``,
+        ``Changed`` and ``NameConflict`` the staging is kept and the upload can be committed again; after ``DiskFull``
+        it is gone. A finished upload committed again answers what it published."""
 
     def commit_small(self, spec: UploadSpec, data: bytes, digest: bytes, on_done: OnDone) -> None:
-        """``begin`` to ``commit`` of a file of at most ``SMALL_BYTES`` in one call, its flushes shared with its neighbours'.
-        May block for a moment when too many are under way (back-pressure), never for their durability."""
+        """``begin`` to ``commit`` of a file of at most ``SMALL_BYTES`` in one call.
+
+        Its flushes are shared with its neighbours'. Nothing is kept of it when it fails. May block for a moment when
+        too many are under way (back-pressure), never for its own durability. ``digest`` is the root: that of the only
+        segment."""
 
     def abort(self, upload_id: bytes) -> None:
         """Forget an upload's staging. Harmless when unknown."""
 
     def finished(self, upload_id: bytes) -> Published | None:
-        """What an upload of the last 24 h published, known durably with the publication itself; None when unknown."""
+        """What an upload of the last 24 h published, known durably with the publication itself; None when unknown
+        (also while its commit is under way, and after ``OutcomeUnknown`` until the storage was started again)."""
 
     # versions --------------------------------------------------------------------------------------------------------
 
     def open_version(self, name: RemoteName) -> VersionInfo:
-        """The current version of a file, kept readable for a while by its token. Makes a missing or outdated manifest
-        anew (then this takes as long as hashing). ``FileNotFound``, ``Denied`` (a symlink, device, pipe, directory)."""
+        """The current version of a file, kept readable for a while by its token.
+
+        Makes a missing or outdated manifest anew (then this takes as long as hashing). ``FileNotFound``, ``Denied`` (a
+        symlink, device, pipe, directory), ``Changed`` (it changes faster than it can be hashed)."""
 
     def open_reader(self, token: bytes) -> Reader:
         """The bytes of a version. ``VersionGone``."""
@@ -187,18 +205,20 @@ class Storage(Protocol):
     def list(self, prefix: str, after: str, limit: int, recursive: bool) -> Page:
         """Entries below the directory ``prefix`` ("" for all) whose key follows ``after``, at most ``limit``.
 
-        Recursive: all files, and directories that are empty. Else: the files and directories directly below. A prefix that
-        names a file lists that file alone. A prefix that does not exist is ``FileNotFound``."""
+        Recursive: all files, and directories that are empty. Else: the files and directories directly below. A prefix
+        that names a file lists that file alone. A prefix that does not exist is ``FileNotFound``. What comes or goes
+        between two pages may or may not be in them; what stands all the time is listed exactly once."""
 
     def stat(self, name: RemoteName) -> Entry:
         """A file or directory. ``root`` only if it is known without hashing. ``FileNotFound``, ``Denied``."""
 
     def delete(self, name: RemoteName, if_match: bytes | None = None) -> None:
-        """Remove a file or an empty directory, durably. ``FileNotFound``, ``NotEmpty``, ``Changed``."""
+        """Remove a file or an empty directory, durably. ``FileNotFound``, ``NotEmpty``, ``Changed`` (also for a
+        directory that was named with ``if_match``)."""
 
     def move(self, source: RemoteName, target: RemoteName, if_absent: bool = False) -> None:
-        """Rename a file, replacing the target, or a directory, where the target is free; durably. Missing parents of the
-        target are made. ``FileNotFound``, ``Exists``, ``NameConflict``."""
+        """Rename a file, replacing a target file, or a directory, where the target is free; durably. Missing parents
+        of the target are made. Onto itself: nothing to do. ``FileNotFound``, ``Exists``, ``NameConflict``."""
 
     def make_directory(self, name: RemoteName) -> None:
         """Make a directory and its parents, durably; harmless when there. ``NameConflict``."""

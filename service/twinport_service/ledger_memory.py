@@ -1,0 +1,203 @@
+"""The ledger in memory: for tests, for several nodes in one process, and the truth behind the SQLite ledger.
+
+A subclass is told of each change by the ``_on_*`` hooks, under the lock and before the caller is answered.
+Bound: ``max_open_uploads_per_user``, then ``Busy``.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+
+from twinport_protocol.errors import ErrorCode, Refusal
+from twinport_protocol.names import RemoteName
+from twinport_protocol.segments import Layout
+from twinport_protocol.upload import UploadEvent, UploadState, advance, check_generation
+
+from .ledger import UploadRecord
+from .storage.contract import UploadSpec
+
+MAX_OPEN_UPLOADS_PER_USER = 4096
+
+
+@dataclass
+class OpenUpload:
+    """An upload as the ledger itself holds it."""
+
+    spec: UploadSpec
+    generation: int
+    state: UploadState
+    touched_at: float
+    sealed: dict[int, bytes] = field(default_factory=dict)
+
+    def record(self) -> UploadRecord:
+        """What callers get to see."""
+        return UploadRecord(self.spec, self.generation, self.state, self.touched_at)
+
+
+class MemoryLedger:
+    """See the module and the contract. ``now`` gives wall-clock seconds."""
+
+    def __init__(
+        self, *, now: Callable[[], float] = time.time, max_open_uploads_per_user: int = MAX_OPEN_UPLOADS_PER_USER
+    ) -> None:
+        self._lock = threading.RLock()
+        self._now = now
+        self._max_open_uploads_per_user = max_open_uploads_per_user
+        self._uploads: dict[bytes, OpenUpload] = {}
+        self._open_per_user: Counter[str] = Counter()
+        self._by_target: dict[tuple[str, str, int], dict[bytes, None]] = {}
+        """Ids by user, name and size, oldest first."""
+
+    def begin(self, spec: UploadSpec) -> UploadRecord:
+        """See the contract."""
+        with self._lock:
+            upload = self._uploads.get(spec.upload_id)
+            if upload is not None:
+                if upload.spec != spec:
+                    raise Refusal(ErrorCode.DENIED, "the upload id is taken by another upload")
+                return upload.record()
+            if self._open_per_user[spec.user] >= self._max_open_uploads_per_user:
+                raise Refusal(ErrorCode.BUSY, f"{spec.user!r} has too many open uploads", retry_seconds=1)
+            upload = OpenUpload(spec, 1, UploadState.OPEN, self._now())
+            self._insert(upload)
+            self._on_begin(upload)
+            return upload.record()
+
+    def load(self, upload_id: bytes) -> UploadRecord | None:
+        """See the contract."""
+        with self._lock:
+            upload = self._uploads.get(upload_id)
+            return None if upload is None else upload.record()
+
+    def resumable(self, user: str, name: RemoteName, size: int) -> bytes | None:
+        """See the contract."""
+        with self._lock:
+            for upload_id in reversed(self._by_target.get((user, name, size), {})):
+                upload = self._uploads[upload_id]
+                if upload.state is UploadState.OPEN and (upload.sealed or Layout.of(size).count > 1):
+                    return upload_id
+            return None
+
+    def lease(self, upload_id: bytes, user: str) -> UploadRecord:
+        """See the contract."""
+        with self._lock:
+            upload = self._uploads.get(upload_id)
+            if upload is None or upload.spec.user != user:
+                raise Refusal(ErrorCode.UPLOAD_UNKNOWN)
+            upload.state = advance(upload.state, UploadEvent.RESUME)
+            upload.generation += 1
+            upload.touched_at = self._now()
+            self._on_lease(upload)
+            return upload.record()
+
+    def seal(self, upload_id: bytes, generation: int, segment: int, digest: bytes) -> bool:
+        """See the contract."""
+        with self._lock:
+            upload = self._held(upload_id, generation, UploadEvent.PUT)
+            upload.touched_at = self._now()
+            if segment in upload.sealed:
+                return False
+            upload.sealed[segment] = digest
+            self._on_seal(upload, segment, digest)
+            return True
+
+    def sealed(self, upload_id: bytes) -> dict[int, bytes]:
+        """See the contract."""
+        with self._lock:
+            upload = self._uploads.get(upload_id)
+            return {} if upload is None else dict(upload.sealed)
+
+    def unseal(self, upload_id: bytes, segments: Collection[int]) -> None:
+        """See the contract."""
+        with self._lock:
+            upload = self._uploads.get(upload_id)
+            if upload is not None:
+                for segment in segments:
+                    upload.sealed.pop(segment, None)
+                self._on_unseal(upload, segments)
+
+    def check(self, upload_id: bytes, generation: int) -> None:
+        """See the contract."""
+        with self._lock:
+            self._held(upload_id, generation, UploadEvent.PUT)
+
+    def fence(self, upload_id: bytes, generation: int) -> None:
+        """See the contract."""
+        with self._lock:
+            upload = self._held(upload_id, generation, UploadEvent.COMMIT)
+            upload.state = advance(upload.state, UploadEvent.COMMIT)
+            upload.touched_at = self._now()
+
+    def reopen(self, upload_id: bytes) -> None:
+        """See the contract."""
+        with self._lock:
+            upload = self._uploads.get(upload_id)
+            if upload is not None and upload.state is UploadState.COMMITTING:
+                upload.state = advance(upload.state, UploadEvent.INCOMPLETE)
+                upload.touched_at = self._now()
+
+    def finish(self, upload_id: bytes) -> None:
+        """See the contract."""
+        with self._lock:
+            upload = self._uploads.pop(upload_id, None)
+            if upload is None:
+                return
+            spec = upload.spec
+            target = (spec.user, spec.name, spec.size)
+            del self._by_target[target][upload_id]
+            if not self._by_target[target]:
+                del self._by_target[target]
+            self._open_per_user[spec.user] -= 1
+            if not self._open_per_user[spec.user]:
+                del self._open_per_user[spec.user]
+            self._on_finish(upload)
+
+    def open_uploads(self) -> Collection[UploadRecord]:
+        """See the contract."""
+        with self._lock:
+            return [upload.record() for upload in self._uploads.values()]
+
+    def draw(self, user: str, size_bytes: int, files: int) -> bool:
+        """See the contract."""
+        return True
+
+    def give_back(self, user: str, size_bytes: int, files: int) -> None:
+        """See the contract."""
+
+    def close(self) -> None:
+        """See the contract."""
+
+    def _insert(self, upload: OpenUpload) -> None:
+        spec = upload.spec
+        self._uploads[spec.upload_id] = upload
+        self._open_per_user[spec.user] += 1
+        self._by_target.setdefault((spec.user, spec.name, spec.size), {})[spec.upload_id] = None
+
+    def _held(self, upload_id: bytes, generation: int, event: UploadEvent) -> OpenUpload:
+        upload = self._uploads.get(upload_id)
+        if upload is None:
+            raise Refusal(ErrorCode.UPLOAD_UNKNOWN)
+        check_generation(upload.generation, generation)
+        advance(upload.state, event)
+        return upload
+
+    # hooks -----------------------------------------------------------------------------------------------------------
+
+    def _on_begin(self, upload: OpenUpload) -> None:
+        """An upload was opened."""
+
+    def _on_lease(self, upload: OpenUpload) -> None:
+        """It has a new generation."""
+
+    def _on_seal(self, upload: OpenUpload, segment: int, digest: bytes) -> None:
+        """A segment was sealed."""
+
+    def _on_unseal(self, upload: OpenUpload, segments: Collection[int]) -> None:
+        """Segments were forgotten."""
+
+    def _on_finish(self, upload: OpenUpload) -> None:
+        """It was forgotten."""

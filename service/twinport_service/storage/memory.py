@@ -1,0 +1,370 @@
+"""A storage that lives in memory: the contract in its shortest form, for tests and for several nodes in one process.
+
+Everything is kept in dictionaries under one lock; commits are decided and published in the calling thread: ``on_done``
+is called before ``commit`` returns. Nothing survives the process. Bounds: ``capacity_bytes`` (all bytes held, then
+``DiskFull``) and ``open_versions`` (versions kept readable after they were replaced).
+"""
+
+from __future__ import annotations
+
+import bisect
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+
+from twinport_protocol.errors import ErrorCode, Refusal
+from twinport_protocol.names import RemoteName
+from twinport_protocol.segments import Manifest
+
+from .contract import Buffer, Entry, OnDone, OnProgress, Page, Precondition, Published, UploadSpec, VersionInfo
+
+FINISHED_SECONDS = 24 * 3600
+
+
+@dataclass(frozen=True)
+class _Version:
+    serial: int
+    data: bytes
+    mtime_ns: int
+    executable: bool
+    manifest: Manifest
+
+
+@dataclass
+class _Staging:
+    spec: UploadSpec
+    pieces: dict[tuple[int, int], bytearray] = field(default_factory=dict)
+    """By (segment, writer): what each writer has stored of a segment."""
+    sealed: dict[int, int] = field(default_factory=dict)
+    """By segment: the writer whose bytes are the segment."""
+
+
+class MemoryReader:
+    """The bytes of one version, as they were."""
+
+    zero_copy = False
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def read_into(self, offset: int, buffer: bytearray | memoryview) -> int:
+        """See the contract."""
+        view = memoryview(buffer).cast("B")
+        count = max(0, min(len(view), len(self._data) - offset))
+        view[:count] = self._data[offset : offset + count]
+        return count
+
+    def send(self, socket_fd: int, offset: int, count: int) -> int:
+        """Not offered: there is no descriptor to send from."""
+        raise NotImplementedError("zero_copy is false")
+
+    def close(self) -> None:
+        """See the contract."""
+
+
+class MemoryStorage:
+    """See the module. ``now_ns`` gives the mtime of files whose sender named none, ``now`` ages the finished ids."""
+
+    def __init__(
+        self,
+        *,
+        capacity_bytes: int | None = None,
+        open_versions: int = 256,
+        now: Callable[[], float] = time.time,
+        now_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self._lock = threading.RLock()
+        self._capacity_bytes = capacity_bytes
+        self._open_versions = open_versions
+        self._now = now
+        self._now_ns = now_ns
+        self._files: dict[str, _Version] = {}
+        self._directories: set[str] = set()
+        self._stagings: dict[bytes, _Staging] = {}
+        self._finished: OrderedDict[bytes, tuple[float, Published]] = OrderedDict()
+        self._opened: OrderedDict[bytes, _Version] = OrderedDict()
+        self._keys: Sequence[str] | None = None
+        self._serial = 0
+        self._held_bytes = 0
+
+    def start(self, live_uploads: Collection[bytes]) -> Collection[bytes]:
+        """See the contract."""
+        with self._lock:
+            for upload_id in [key for key in self._stagings if key not in live_uploads]:
+                self.abort(upload_id)
+            return set(self._stagings)
+
+    def close(self) -> None:
+        """See the contract; what is stored stays, as it would on a disk."""
+        with self._lock:
+            self._opened.clear()
+
+    # uploads ---------------------------------------------------------------------------------------------------------
+
+    def begin(self, spec: UploadSpec) -> None:
+        """See the contract."""
+        with self._lock:
+            if spec.upload_id in self._stagings:
+                return
+            self._check_publishable(spec.name, spec.precondition)
+            self._reserve(spec.size)
+            self._stagings[spec.upload_id] = _Staging(spec)
+
+    def put_piece(self, upload_id: bytes, writer: int, segment: int, offset: int, data: Buffer) -> None:
+        """See the contract."""
+        with self._lock:
+            held = self._staging(upload_id).pieces.setdefault((segment, writer), bytearray())
+            if offset > len(held):
+                held.extend(bytes(offset - len(held)))
+            held[offset : offset + len(data)] = data
+
+    def seal_segment(self, upload_id: bytes, writer: int, segment: int, digest: bytes) -> None:
+        """See the contract."""
+        with self._lock:
+            staging = self._staging(upload_id)
+            staging.pieces.setdefault((segment, writer), bytearray())  # the only segment of an empty file
+            staging.sealed[segment] = writer
+
+    def read_staged(self, upload_id: bytes, segment: int, offset: int, buffer: bytearray | memoryview) -> int:
+        """See the contract."""
+        with self._lock:
+            staging = self._staging(upload_id)
+            held = staging.pieces.get((segment, staging.sealed.get(segment, -1)))
+            if held is None:
+                held = max((piece for key, piece in staging.pieces.items() if key[0] == segment), key=len, default=None)
+            return 0 if held is None else MemoryReader(bytes(held)).read_into(offset, buffer)
+
+    def commit(
+        self, spec: UploadSpec, manifest: Manifest, on_done: OnDone, on_progress: OnProgress | None = None
+    ) -> None:
+        """See the contract."""
+        on_done(self._outcome(lambda: self._commit_staged(spec, manifest, on_progress)))
+
+    def commit_small(self, spec: UploadSpec, data: bytes, digest: bytes, on_done: OnDone) -> None:
+        """See the contract."""
+        on_done(self._outcome(lambda: self._commit_whole(spec, bytes(data), Manifest(len(data), digest))))
+
+    def abort(self, upload_id: bytes) -> None:
+        """See the contract."""
+        with self._lock:
+            staging = self._stagings.pop(upload_id, None)
+            if staging is not None:
+                self._held_bytes -= staging.spec.size
+
+    def finished(self, upload_id: bytes) -> Published | None:
+        """See the contract."""
+        with self._lock:
+            while self._finished and next(iter(self._finished.values()))[0] < self._now() - FINISHED_SECONDS:
+                self._finished.popitem(last=False)
+            found = self._finished.get(upload_id)
+            return found[1] if found else None
+
+    def _outcome(self, decide: Callable[[], Published]) -> Published | Refusal:
+        try:
+            with self._lock:
+                return decide()
+        except Refusal as refusal:
+            return refusal
+
+    def _commit_staged(self, spec: UploadSpec, manifest: Manifest, on_progress: OnProgress | None) -> Published:
+        done = self.finished(spec.upload_id)
+        if done is not None:
+            return done
+        staging = self._staging(spec.upload_id)
+        count = manifest.layout.count
+        if any(segment not in staging.sealed for segment in range(count)):
+            raise Refusal(ErrorCode.INCOMPLETE)
+        data = b"".join(staging.pieces[segment, staging.sealed[segment]] for segment in range(count))
+        if len(data) != manifest.file_bytes:
+            raise Refusal(ErrorCode.INCOMPLETE, f"{len(data)} of {manifest.file_bytes} bytes are staged")
+        self._check_publishable(spec.name, spec.precondition)
+        self.abort(spec.upload_id)
+        self._reserve(len(data))
+        if on_progress is not None:
+            on_progress(len(data))
+        return self._publish(spec, data, manifest)
+
+    def _commit_whole(self, spec: UploadSpec, data: bytes, manifest: Manifest) -> Published:
+        done = self.finished(spec.upload_id)
+        if done is not None:
+            return done
+        self._check_publishable(spec.name, spec.precondition)
+        self._reserve(len(data))
+        return self._publish(spec, data, manifest)
+
+    def _publish(self, spec: UploadSpec, data: bytes, manifest: Manifest) -> Published:
+        self._make_parents(spec.name)
+        self._forget(spec.name)
+        self._serial += 1
+        mtime_ns = self._now_ns() if spec.mtime_ns is None else spec.mtime_ns
+        self._files[spec.name] = _Version(self._serial, data, mtime_ns, spec.executable, manifest)
+        self._keys = None
+        published = Published(spec.upload_id, spec.name, len(data), mtime_ns, manifest.root)
+        self._finished[spec.upload_id] = (self._now(), published)
+        return published
+
+    def _check_publishable(self, name: str, precondition: Precondition) -> None:
+        self._check_parents(name)
+        if name in self._directories:
+            raise Refusal(ErrorCode.NAME_CONFLICT)
+        present = self._files.get(name)
+        if precondition.if_absent and present is not None:
+            raise Refusal(ErrorCode.EXISTS)
+        if precondition.if_match is not None and (present is None or present.manifest.root != precondition.if_match):
+            raise Refusal(ErrorCode.CHANGED)
+
+    def _staging(self, upload_id: bytes) -> _Staging:
+        staging = self._stagings.get(upload_id)
+        if staging is None:
+            raise Refusal(ErrorCode.UPLOAD_UNKNOWN)
+        return staging
+
+    def _reserve(self, size_bytes: int) -> None:
+        if self._capacity_bytes is not None and self._held_bytes + size_bytes > self._capacity_bytes:
+            raise Refusal(ErrorCode.DISK_FULL)
+        self._held_bytes += size_bytes
+
+    # versions --------------------------------------------------------------------------------------------------------
+
+    def open_version(self, name: RemoteName) -> VersionInfo:
+        """See the contract."""
+        with self._lock:
+            version = self._files.get(name)
+            if version is None:
+                raise Refusal(ErrorCode.DENIED if name in self._directories else ErrorCode.FILE_NOT_FOUND)
+            token = version.serial.to_bytes(8, "big")
+            self._opened[token] = version
+            self._opened.move_to_end(token)
+            if len(self._opened) > self._open_versions:
+                self._opened.popitem(last=False)
+            size = len(version.data)
+            return VersionInfo(token, name, size, version.mtime_ns, version.executable, version.manifest.root)
+
+    def open_reader(self, token: bytes) -> MemoryReader:
+        """See the contract."""
+        return MemoryReader(self._opened_version(token).data)
+
+    def manifest(self, token: bytes) -> Manifest:
+        """See the contract."""
+        return self._opened_version(token).manifest
+
+    def _opened_version(self, token: bytes) -> _Version:
+        with self._lock:
+            version = self._opened.get(token)
+            if version is None:
+                raise Refusal(ErrorCode.VERSION_GONE)
+            return version
+
+    # names -----------------------------------------------------------------------------------------------------------
+
+    def list(self, prefix: str, after: str, limit: int, recursive: bool) -> Page:
+        """See the contract."""
+        with self._lock:
+            if prefix in self._files:
+                return Page((self._entry(prefix),) if prefix > after and limit > 0 else (), limit <= 0)
+            if prefix and prefix not in self._directories:
+                raise Refusal(ErrorCode.FILE_NOT_FOUND)
+            # Strings compare by code point, which is the order of their UTF-8 bytes.
+            if self._keys is None:
+                self._keys = sorted([*self._files, *(name + "/" for name in self._directories)])
+            keys, below = self._keys, prefix + "/" if prefix else ""
+            found: list[Entry] = []
+            for index in range(bisect.bisect_right(keys, max(after, below)), len(keys)):
+                key = keys[index]
+                if not key.startswith(below):
+                    break
+                if recursive:  # what a directory holds follows it at once
+                    is_listed = not (key.endswith("/") and index + 1 < len(keys) and keys[index + 1].startswith(key))
+                else:
+                    is_listed = "/" not in key[len(below) : -1]
+                if is_listed and len(found) == limit:
+                    return Page(found, True)
+                if is_listed:
+                    found.append(self._entry(key.rstrip("/")))
+            return Page(found, False)
+
+    def stat(self, name: RemoteName) -> Entry:
+        """See the contract."""
+        with self._lock:
+            if name not in self._files and name not in self._directories:
+                raise Refusal(ErrorCode.FILE_NOT_FOUND)
+            return self._entry(name)
+
+    def delete(self, name: RemoteName, if_match: bytes | None = None) -> None:
+        """See the contract."""
+        with self._lock:
+            present = self._files.get(name)
+            if present is None and name not in self._directories:
+                raise Refusal(ErrorCode.FILE_NOT_FOUND)
+            if if_match is not None and (present is None or present.manifest.root != if_match):
+                raise Refusal(ErrorCode.CHANGED)
+            if present is None and not self._is_empty(name + "/"):
+                raise Refusal(ErrorCode.NOT_EMPTY)
+            self._forget(name)
+            self._directories.discard(name)
+
+    def move(self, source: RemoteName, target: RemoteName, if_absent: bool = False) -> None:
+        """See the contract."""
+        with self._lock:
+            is_file = source in self._files
+            if not is_file and source not in self._directories:
+                raise Refusal(ErrorCode.FILE_NOT_FOUND)
+            self._check_parents(target)
+            if (if_absent or (not is_file and source != target)) and (
+                target in self._files or target in self._directories
+            ):
+                raise Refusal(ErrorCode.EXISTS)
+            if source == target:
+                return
+            if (is_file and target in self._directories) or target.startswith(source + "/"):
+                raise Refusal(ErrorCode.NAME_CONFLICT)
+            self._make_parents(target)
+            if is_file:
+                self._forget(target)
+            for name in [key for key in self._files if key == source or key.startswith(source + "/")]:
+                self._files[target + name[len(source) :]] = self._files.pop(name)
+            for name in [key for key in self._directories if key == source or key.startswith(source + "/")]:
+                self._directories.remove(name)
+                self._directories.add(target + name[len(source) :])
+            self._keys = None
+
+    def make_directory(self, name: RemoteName) -> None:
+        """See the contract."""
+        with self._lock:
+            self._check_parents(name + "/")
+            self._make_parents(name + "/")
+
+    def free_bytes(self) -> int | None:
+        """See the contract; None without a capacity."""
+        with self._lock:
+            return None if self._capacity_bytes is None else self._capacity_bytes - self._held_bytes
+
+    def _entry(self, name: str) -> Entry:
+        version = self._files.get(name)
+        if version is None:
+            return Entry(name, "d", 0, 0)
+        return Entry(name, "f", len(version.data), version.mtime_ns, version.executable, version.manifest.root)
+
+    def _is_empty(self, directory_key: str) -> bool:
+        return not any(name.startswith(directory_key) for name in (*self._files, *self._directories))
+
+    def _forget(self, name: str) -> None:
+        version = self._files.pop(name, None)
+        if version is not None:
+            self._held_bytes -= len(version.data)
+        self._keys = None
+
+    def _check_parents(self, name: str) -> None:
+        if any(parent in self._files for parent in _parents(name)):
+            raise Refusal(ErrorCode.NAME_CONFLICT)
+
+    def _make_parents(self, name: str) -> None:
+        self._directories.update(_parents(name))
+        self._keys = None
+
+
+def _parents(name: str) -> Collection[str]:
+    parts = name.split("/")[:-1]
+    return ["/".join(parts[: count + 1]) for count in range(len(parts))]
