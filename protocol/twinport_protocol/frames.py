@@ -3,20 +3,22 @@
     0      1      2        4            8          12       20       24
     | type | flags | status | attachment | segment | offset  | length | payload …[digest 32]
 
-All numbers are big-endian. ``length`` counts the payload; a ``PUT`` with ``LAST`` is followed by the segment's 32-byte digest,
-which ``length`` does not count: reading, hashing and sending are one pass, so the digest is known only at the end.
+All numbers are big-endian. ``length`` counts the payload; a ``PUT`` with ``LAST`` is followed by the segment's 32-byte
+digest, which ``length`` does not count: reading, hashing and sending are one pass, so the digest is known only at the
+end.
 
-Payloads of ``PUT`` and ``SEG`` are handed on as views into the caller's own buffer, never copied and never collected; the payloads
-of the other frames are small, bounded by type, and collected.
+Payloads of ``PUT`` and ``SEG`` are handed on as views into the caller's own buffer, never copied and never collected;
+the payloads of the other frames are small, bounded by type, and collected.
 """
 
 from __future__ import annotations
 
 import enum
 import struct
-from typing import Final, NamedTuple, Union
+from typing import Final, NamedTuple
 
 from .errors import ErrorCode, RemoteProtocolError
+from .numbers import MAX_SIZE
 from .segments import DIGEST_BYTES, MAX_SEGMENTS
 from .tickets import MAX_TICKET_BYTES
 
@@ -56,7 +58,7 @@ class FrameType(enum.IntEnum):
 
 
 class AckStatus(enum.IntEnum):
-    """What an ACK says when it is no error: its ``status`` is one of these, or an ``ErrorCode.number`` (100 and above)."""
+    """What an ACK says when it is no error; else its ``status`` is an ``ErrorCode.number`` (100 and above)."""
 
     RECEIVED = 0
     """The piece is held; its segment is not complete yet."""
@@ -105,11 +107,10 @@ class Message(NamedTuple):
     body: bytes
 
 
-FrameEvent = Union[Chunk, Message]
+FrameEvent = Chunk | Message
 
 _CLIENT_BODIES: Final[dict[int, int]] = {
     FrameType.ATTACH: MAX_TICKET_BYTES,
-    FrameType.GET: 0,
     FrameType.MANIFEST: 0,
     FrameType.HAVE: 0,
     FrameType.DETACH: 0,
@@ -125,7 +126,7 @@ _EMPTY: Final = memoryview(b"")
 
 
 class FrameDecoder:
-    """Cuts a byte stream into frames. ``from_client`` says whose frames these are; ``max_piece_bytes`` bounds a PUT or SEG.
+    """Cuts a byte stream into frames. ``from_client`` says whose; ``max_piece_bytes`` bounds a PUT or SEG.
 
     Holds at most one header or one bounded body.
     """
@@ -162,6 +163,10 @@ class FrameDecoder:
                 self._check(header)
                 self._header, self._remaining = header, header.length
             header = self._header
+            if header.type == FrameType.GET:  # its length says how much is wanted; nothing follows it
+                events.append(Message(header, b""))
+                self._header = None
+                continue
             if header.type != self._stream_type:
                 at += self._collect(data, at, header.length)
                 if len(self._partial) < header.length:
@@ -209,6 +214,8 @@ class FrameDecoder:
         return at
 
     def _check(self, header: Header) -> None:
+        if header.type == FrameType.GET and self._stream_type == FrameType.PUT:
+            return
         if header.type == self._stream_type:
             bound = self._max_piece_bytes
         else:
@@ -218,6 +225,9 @@ class FrameDecoder:
             bound = known
         if header.length > bound:
             raise RemoteProtocolError(ErrorCode.BAD_REQUEST, f"frame of {header.length} bytes")
+        # No file is larger; and whoever answers may add the two without leaving the field of 8 bytes.
+        if header.offset + header.length > MAX_SIZE:
+            raise RemoteProtocolError(ErrorCode.BAD_REQUEST, "bytes beyond the largest file")
 
 
 HAVE_RECORD: Final = struct.Struct("!IQ32s")

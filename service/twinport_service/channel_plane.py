@@ -1,0 +1,112 @@
+"""All channels of a server: one thread each, capped; those that have not proved themselves live in a small pool of their own."""
+
+from __future__ import annotations
+
+import itertools
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from twinport_protocol.control import Limits
+from twinport_protocol.tickets import TicketKeys
+
+from .buffers import BufferPool
+from .channel_session import ChannelSession
+from .channel_worker import ChannelTimes, ChannelWorker
+from .log import get_log
+from .uploads import UploadDesk
+
+SEND_BUFFER_BYTES = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class ChannelBounds:
+    """How many channels there may be in all, and how many of them that have not attached yet."""
+
+    channels: int = 1024
+    unattached: int = 64
+    buffer_bytes: int = 512 * 1024
+    kept_buffers: int = 16
+    times: ChannelTimes = field(default_factory=ChannelTimes)
+
+
+class ChannelPlane:
+    """Takes over accepted sockets and serves them until they end."""
+
+    def __init__(
+        self,
+        desk: UploadDesk,
+        keys: TicketKeys,
+        limits: Limits,
+        bounds: ChannelBounds,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._desk = desk
+        self._keys = keys
+        self._limits = limits
+        self._bounds = bounds
+        self._clock = clock
+        self._now = now
+        self._pool = BufferPool(bounds.buffer_bytes, bounds.kept_buffers)
+        self._numbers = itertools.count(1)
+        self._changed = threading.Condition()
+        self._workers: dict[int, tuple[ChannelWorker, threading.Thread]] = {}
+        self._draining = False
+
+    @property
+    def count(self) -> int:
+        """How many channels there are."""
+        return len(self._workers)
+
+    def accept(self, sock: socket.socket, peer: object) -> bool:
+        """Serve a non-blocking plain socket whose first bytes are a channel's; False (and closed) past the caps.
+
+        Where too many have not attached, the oldest of those gives way: it has had the most time to prove itself.
+        """
+        with self._changed:
+            refused = self._draining or len(self._workers) >= self._bounds.channels
+            unattached = [worker for worker, _ in self._workers.values() if not worker.attached]
+            if not refused and len(unattached) >= self._bounds.unattached:
+                unattached[0].abort()
+            if refused:
+                get_log().info("[CHANNEL] Refused: too many", peer=peer)
+                sock.close()
+                return False
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            number = next(self._numbers)
+            worker = ChannelWorker(sock, peer, self._make_session, self._pool, self._bounds.times, self._clock)
+            thread = threading.Thread(target=self._run, args=(number, worker), name=f"channel-{number}", daemon=True)
+            self._workers[number] = (worker, thread)
+        thread.start()
+        return True
+
+    def _make_session(self, wake: Callable[[], None]) -> ChannelSession:
+        return ChannelSession(self._desk, self._keys, self._limits, wake, now=self._now)
+
+    def _run(self, number: int, worker: ChannelWorker) -> None:
+        worker.run()
+        tally = worker.session.tally
+        if tally.bytes_in or tally.bytes_out or tally.files_in:
+            get_log().info(
+                f"[CHANNEL] Closed after {tally.bytes_in} bytes in, {tally.bytes_out} bytes out, "
+                f"{tally.files_in} files committed, from {worker.peer}"
+            )
+        with self._changed:
+            del self._workers[number]
+            self._changed.notify_all()
+
+    def drain(self, grace_seconds: float) -> None:
+        """Stop every channel at a frame boundary; those that have not by ``grace_seconds`` are cut. Blocks, at most twice that."""
+        with self._changed:
+            self._draining = True
+            for worker, _ in self._workers.values():
+                worker.drain()
+            self._changed.wait_for(lambda: not self._workers, timeout=grace_seconds)
+            for worker, _ in self._workers.values():
+                worker.abort()
+            threads = [thread for _, thread in self._workers.values()]
+        for thread in threads:
+            thread.join(timeout=grace_seconds)

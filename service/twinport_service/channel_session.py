@@ -1,0 +1,333 @@
+"""What a channel means: frames in, answers out, without a socket. Owned by one thread.
+
+Answers are of two kinds: small bytes, collected in ``outgoing``; and the payload of large ``SEG`` frames, which the owner moves straight from
+the reader to the socket (:class:`Payload`). Commits end on other threads: they leave their outcome in a queue and call
+``wake``; the owner turns them into ACKs by :meth:`settle`. So no thread but the owner touches the connection's state.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from twinport_protocol.channel import ChannelServer
+from twinport_protocol.control import Limits
+from twinport_protocol.errors import ErrorCode, Refusal, RemoteProtocolError
+from twinport_protocol.frames import (
+    COMMIT,
+    DETACH_AFTER,
+    LAST,
+    AckStatus,
+    Chunk,
+    FrameType,
+    Header,
+    Message,
+    encode_held,
+)
+from twinport_protocol.segments import Layout
+from twinport_protocol.tickets import Action, Ticket, TicketKeys
+
+from .log import get_log
+from .storage.contract import Published, Reader, Storage
+from .uploads import UploadDesk, UploadHandle
+
+INLINE_BYTES = 64 * 1024
+"""SEG payloads up to this size are read into the outgoing bytes; larger ones are moved by the owner of the socket."""
+
+
+@dataclass
+class Payload:
+    """Bytes that the owner of the socket moves itself, after everything that stands before them in ``outgoing``."""
+
+    reader: Reader
+    offset: int
+    remaining: int
+    closes: Callable[[], None] | None = None
+    """To be called once the bytes went out: the attachment ended with them."""
+
+
+@dataclass
+class Tally:
+    """What went over the channel, for its one log line."""
+
+    files_in: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+
+
+class _Download:
+    """A download attachment: its reader is opened at the first GET."""
+
+    def __init__(self, storage: Storage, ticket: Ticket) -> None:
+        self.token = ticket.scope
+        self.layout = Layout.of(ticket.size)
+        self._storage = storage
+        self._reader: Reader | None = None
+
+    def reader(self) -> Reader:
+        if self._reader is None:
+            self._reader = self._storage.open_reader(self.token)
+        return self._reader
+
+    def close(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+
+
+class ChannelSession:
+    """One channel. ``wake`` is called from any thread when :meth:`settle` has something to do."""
+
+    def __init__(
+        self,
+        desk: UploadDesk,
+        keys: TicketKeys,
+        limits: Limits,
+        wake: Callable[[], None],
+        *,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._desk = desk
+        self._keys = keys
+        self._wake = wake
+        self._now = now
+        self._wire = ChannelServer(limits)
+        self._piece_bytes = limits.piece
+        self._attached: dict[int, UploadHandle | _Download] = {}
+        self._refused: dict[int, ErrorCode] = {}
+        self._put_status: int | None = None
+        self._whole: bytearray | None = None
+        self._gets: deque[Header] = deque()
+        self._settled: deque[tuple[Header, Published | Refusal]] = deque()
+        self._progress_at = 0
+        self.outgoing: deque[bytes | Payload] = deque()
+        self.tally = Tally()
+        self.attached_once = False
+        self.ended = False
+
+    @property
+    def at_boundary(self) -> bool:
+        """Whether no frame is half received."""
+        return self._wire.at_boundary
+
+    @property
+    def busy(self) -> bool:
+        """Whether an answer is still owed."""
+        return self._wire.unanswered > 0
+
+    def receive(self, data: memoryview) -> None:
+        """Take bytes off the connection. A protocol error ends the session: ``ended`` is set and the farewell queued."""
+        try:
+            for event in self._wire.feed(data):
+                if isinstance(event, Chunk):
+                    self._put(event)
+                else:
+                    self._message(event)
+        except RemoteProtocolError as error:
+            get_log().info("[CHANNEL] Closed", code=error.code.value, detail=error.detail)
+            self.outgoing.append(self._wire.farewell(error.code))
+            self.ended = True
+
+    # uploads ---------------------------------------------------------------------------------------------------------
+
+    def _put(self, chunk: Chunk) -> None:
+        header = chunk.header
+        handle = self._attached.get(header.attachment)
+        first = chunk.at == header.offset and self._put_status is None and self._whole is None
+        try:
+            if not isinstance(handle, UploadHandle):
+                raise Refusal(self._refused.get(header.attachment, ErrorCode.NOT_ATTACHED))
+            if self._put_status is None:
+                self._take(handle, chunk, first)
+        except Refusal as refusal:
+            self._put_status = refusal.code.number
+            self._whole = None
+        if chunk.ends:
+            status, self._put_status = self._put_status, None
+            if status is not None and status >= 0:
+                self._acknowledge(header, status)
+
+    def _take(self, handle: UploadHandle, chunk: Chunk, first: bool) -> None:
+        """Act on a part of a PUT; leaves in ``_put_status`` what its ACK is to say, -1 where a commit will tell later."""
+        header = chunk.header
+        if first:
+            self._begin(handle, header)
+            if self._put_status is not None:
+                return
+        self.tally.bytes_in += len(chunk.data)
+        if self._whole is not None:
+            self._whole += chunk.data
+            if chunk.ends:
+                data, self._whole = bytes(self._whole), None
+                handle.commit_whole(data, chunk.digest or b"", self._outcome_of(header))
+                self._put_status = -1
+            return
+        if chunk.data:
+            handle.write(header.segment, chunk.at, chunk.data)
+        if chunk.ends:
+            status = handle.end_piece(header.segment, chunk.digest)
+            self._put_status = int(status)
+            if header.flags & COMMIT:
+                handle.commit(chunk.digest or b"", self._outcome_of(header))
+                self._put_status = -1
+
+    def _begin(self, handle: UploadHandle, header: Header) -> None:
+        last = bool(header.flags & LAST)
+        if header.flags & COMMIT:
+            if not last or handle.layout.count != 1:
+                raise Refusal(ErrorCode.BAD_REQUEST, "COMMIT is for the last piece of a one-segment file")
+            if header.offset == 0 and header.segment == 0 and handle.takes_whole(header.length):
+                self._whole = bytearray()
+                return
+        wanted = handle.begin_piece(header.segment, header.offset, header.length, last=last)
+        if not wanted:
+            self._put_status = int(AckStatus.DUPLICATE)
+            if header.flags & COMMIT:
+                self._put_status = ErrorCode.UPLOAD_CLOSED.number
+
+    def _outcome_of(self, header: Header) -> Callable[[Published | Refusal], None]:
+        def on_done(outcome: Published | Refusal) -> None:
+            self._settled.append((header, outcome))
+            self._wake()
+
+        return on_done
+
+    def settle(self) -> None:
+        """Turn the outcomes of commits into ACKs."""
+        while self._settled:
+            header, outcome = self._settled.popleft()
+            if isinstance(outcome, Published):
+                self.tally.files_in += 1
+                self._acknowledge(header, AckStatus.COMMITTED)
+                self._detach(header.attachment)
+            else:
+                if outcome.detail:
+                    get_log().warning("[UPLOAD] Failed", code=outcome.code.value, detail=outcome.detail)
+                self._acknowledge(header, outcome.code.number)
+
+    def _acknowledge(self, header: Header, status: int) -> None:
+        self.outgoing.append(self._wire.acknowledge(header, status))
+
+    # downloads -------------------------------------------------------------------------------------------------------
+
+    @property
+    def wants_to_send(self) -> bool:
+        """Whether :meth:`produce` would queue something."""
+        return bool(self._gets)
+
+    def produce(self) -> None:
+        """Queue the next SEG frame of the oldest GET. Called by the owner when ``outgoing`` has run low."""
+        if not self._gets:
+            return
+        get = self._gets[0]
+        offset = get.offset + self._progress_at
+        length = min(self._piece_bytes, get.offset + get.length - offset)
+        last = offset + length == get.offset + get.length
+        try:
+            reader, position = self._readable(get, offset)
+            if reader.zero_copy and length > INLINE_BYTES:
+                self.outgoing.append(self._wire.segment_header(get, offset, length, last=last))
+                self.outgoing.append(Payload(reader, position, length))
+            else:
+                data = bytearray(length)
+                if reader.read_into(position, data) != length:
+                    raise Refusal(ErrorCode.CORRUPT, "the stored file is shorter than it was")
+                self.outgoing.append(self._wire.segment_header(get, offset, length, last=last) + data)
+        except Refusal as refusal:
+            self.outgoing.append(
+                self._wire.segment_header(get, offset, 0, last=True, status=refusal.code.number)
+            )
+            last = True
+        else:
+            self.tally.bytes_out += length
+            self._progress_at += length
+        if last:
+            self._gets.popleft()
+            self._progress_at = 0
+            if get.flags & DETACH_AFTER:
+                self._detach(get.attachment)
+
+    def _readable(self, get: Header, offset: int) -> tuple[Reader, int]:
+        download = self._attached.get(get.attachment)
+        if not isinstance(download, _Download):
+            raise Refusal(self._refused.get(get.attachment, ErrorCode.NOT_ATTACHED))
+        if get.segment >= download.layout.count or get.offset + get.length > download.layout.length(get.segment):
+            raise Refusal(ErrorCode.BAD_REQUEST, "beyond the segment")
+        return download.reader(), download.layout.start(get.segment) + offset
+
+    # attachments and requests ----------------------------------------------------------------------------------------
+
+    def _message(self, message: Message) -> None:
+        header = message.header
+        if header.type == FrameType.ATTACH:
+            self._attach(header.attachment, message.body)
+        elif header.type == FrameType.GET:
+            self._gets.append(header)
+        elif header.type == FrameType.DETACH:
+            self._refused.pop(header.attachment, None)
+            self._detach(header.attachment)
+        elif header.type == FrameType.MANIFEST:
+            self._answer(header, FrameType.MANIFEST_IS, self._manifest)
+        elif header.type == FrameType.HAVE:
+            self._answer(header, FrameType.HAVE_IS, self._have)
+
+    def _attach(self, attachment: int, raw: bytes) -> None:
+        try:
+            ticket = self._keys.verify(raw, self._now())
+            if ticket.action is Action.UPLOAD:
+                self._attached[attachment] = self._desk.attach(ticket.scope, ticket.generation, ticket.user)
+            else:
+                self._attached[attachment] = _Download(self._desk.storage, ticket)
+            self._refused.pop(attachment, None)
+            self.attached_once = True
+        except Refusal as refusal:
+            # The number stays taken until the client detaches it, so that frames already under way are answered in kind.
+            self._refused[attachment] = refusal.code
+            self.outgoing.append(self._wire.fail(attachment, refusal.code))
+
+    def _answer(self, header: Header, kind: FrameType, make: Callable[[int], bytes]) -> None:
+        try:
+            self.outgoing.append(self._wire.answer(header, kind, make(header.attachment)))
+        except Refusal as refusal:
+            self.outgoing.append(self._wire.answer(header, kind, b"", refusal.code.number))
+
+    def _manifest(self, attachment: int) -> bytes:
+        download = self._attached.get(attachment)
+        if not isinstance(download, _Download):
+            raise Refusal(self._refused.get(attachment, ErrorCode.NOT_ATTACHED))
+        return self._desk.storage.manifest(download.token).digests
+
+    def _have(self, attachment: int) -> bytes:
+        handle = self._attached.get(attachment)
+        if not isinstance(handle, UploadHandle):
+            raise Refusal(self._refused.get(attachment, ErrorCode.NOT_ATTACHED))
+        return encode_held(handle.have())
+
+    def _detach(self, attachment: int) -> None:
+        attached = self._attached.pop(attachment, None)
+        self._wire.detached(attachment)
+        if isinstance(attached, UploadHandle):
+            attached.detach()
+        elif attached is not None:
+            # A payload that is still to be moved needs the reader: it closes it when it is through.
+            payload = self.outgoing[-1] if self.outgoing else None
+            if isinstance(payload, Payload):
+                payload.closes = attached.close
+            else:
+                attached.close()
+
+    def goodbye(self) -> None:
+        """Tell the client that the server stops at this frame boundary."""
+        self.outgoing.append(self._wire.goodbye())
+        self.ended = True
+
+    def close(self) -> None:
+        """The connection is gone: leave every upload, close every reader."""
+        for attachment in list(self._attached):
+            attached = self._attached.pop(attachment)
+            if isinstance(attached, UploadHandle):
+                attached.detach()
+            else:
+                attached.close()

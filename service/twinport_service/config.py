@@ -1,0 +1,132 @@
+"""Settings: one table of them, read from a TOML file, ``TWINPORT_SERVE_*`` variables and flags, each overriding the one before."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .log import FORMAT_NAMES, LEVEL_NAMES
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ENVIRONMENT_PREFIX = "TWINPORT_SERVE_"
+MAX_PORT = 65535
+
+
+class ConfigError(Exception):
+    """A setting cannot be used; the message names it, where it came from and what it may be."""
+
+
+def _setting(default: Any, text: str, **extra: Any) -> Any:
+    return field(default=default, metadata={"help": text, **extra})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every setting of ``twinportd serve``. Flag ``--control-port``, variable ``TWINPORT_SERVE_CONTROL_PORT``, TOML key ``control-port``."""
+
+    root: Path = _setting(Path("server_files"), "The directory whose files are served; made if missing.")
+    host: str = _setting("127.0.0.1", "The address to listen on. Only loopback until TLS and login are set up.")
+    control_port: int = _setting(5001, "The port of control connections; 0 picks a free one.", least=0, most=MAX_PORT)
+    data_port: int = _setting(5002, "The port of data connections; 0 picks a free one.", least=0, most=MAX_PORT)
+    classic: bool = _setting(
+        True, "Serve the classic dialect too. The data port is then classic only, and channels use the control port."
+    )
+    log_format: str = _setting("human", "Lines for people, or one JSON object a line.", choices=FORMAT_NAMES)
+    log_level: str = _setting("info", "The least severe log lines to write.", choices=LEVEL_NAMES)
+    max_sessions: int = _setting(10_000, "Control connections in all.", least=1)
+    max_channels: int = _setting(1024, "Data connections in all, one thread each.", least=1)
+    max_unattached: int = _setting(64, "Data connections that have not shown a good ticket yet.", least=1)
+    max_file_bytes: int = _setting(2**63 - 1, "The largest file that is accepted, in bytes.", least=0)
+    max_open_uploads: int = _setting(100_000, "Unfinished uploads of one user.", least=1)
+    workers: int = _setting(8, "Threads for commands that may wait for the disk.", least=1, most=256)
+    greeting_seconds: float = _setting(10.0, "How long a new connection may take to say what it is.", least=0.01)
+    attach_seconds: float = _setting(5.0, "How long a data connection may take to show a good ticket.", least=0.01)
+    idle_seconds: float = _setting(300.0, "Silence after which a connection is closed.", least=0.01)
+    stall_seconds: float = _setting(30.0, "Silence in mid transfer after which it is given up.", least=0.01)
+    drain_seconds: float = _setting(1.0, "How long transfers may take to reach a stopping place at SIGTERM.", least=0.01)
+    classic_grace_seconds: float = _setting(
+        1.0, "How long classic transfers may go on at SIGTERM; they cannot be resumed.", least=0.0
+    )
+    classic_pair_seconds: float = _setting(
+        10.0, "How long a classic client may take to open its data connection.", least=0.01
+    )
+    classic_pair_busy_seconds: float = _setting(
+        3.0, "The same while another client of its address waits.", least=0.01
+    )
+    ticket_seconds: int = _setting(3600, "How long a ticket may wait before a channel shows it.", least=1)
+    upload_keep_seconds: int = _setting(
+        7 * 24 * 3600, "How long an unfinished upload is kept for resuming.", least=1
+    )
+
+
+def flag_of(item: dataclasses.Field[Any]) -> str:
+    """The flag (without dashes) and TOML key of a setting."""
+    return item.name.replace("_", "-")
+
+
+def load_settings(flags: Mapping[str, Any], environment: Mapping[str, str], file: Path | None) -> Settings:
+    """The settings in force: flags over environment over file over defaults. Raises ``ConfigError``."""
+    values: dict[str, Any] = {}
+    known = {flag_of(item): item for item in dataclasses.fields(Settings)}
+    for key, value in (_read(file) if file else {}).items():
+        if key not in known:
+            raise ConfigError(f"{file}: there is no setting {key!r}. Known are: {', '.join(sorted(known))}.")
+        values[known[key].name] = _convert(known[key], value, f"{file}: {key}")
+    for item in known.values():
+        variable = ENVIRONMENT_PREFIX + item.name.upper()
+        if variable in environment:
+            values[item.name] = _convert(item, environment[variable], variable)
+        if flags.get(item.name) is not None:
+            values[item.name] = _convert(item, flags[item.name], f"--{flag_of(item)}")
+    return Settings(**values)
+
+
+def _read(file: Path) -> Mapping[str, Any]:
+    try:
+        with file.open("rb") as stream:
+            values: Mapping[str, Any] = tomllib.load(stream)
+            return values
+    except OSError as error:
+        raise ConfigError(f"cannot read {file}: {error.strerror}. Check --config.") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{file} is not valid TOML: {error}") from None
+
+
+_WORDS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+
+
+def _convert(item: dataclasses.Field[Any], value: Any, origin: str) -> Any:
+    kind: Any = type(item.default)
+    meta = item.metadata
+    try:
+        if kind is bool:
+            converted: Any = value if isinstance(value, bool) else _WORDS[str(value).lower()]
+        elif isinstance(value, bool):
+            raise ValueError
+        elif issubclass(kind, Path):
+            converted = Path(value)
+        else:
+            converted = kind(value)
+    except (ValueError, KeyError, TypeError):
+        raise ConfigError(f"{origin}: {value!r} is not {_article(kind)}.") from None
+    choices = meta.get("choices")
+    if choices and converted not in choices:
+        raise ConfigError(f"{origin}: {value!r} is none of {', '.join(choices)}.")
+    least, most = meta.get("least"), meta.get("most")
+    if (least is not None and converted < least) or (most is not None and converted > most):
+        bounds = f"at least {least}" + ("" if most is None else f" and at most {most}")
+        raise ConfigError(f"{origin}: {converted} is out of range; it must be {bounds}.")
+    return converted
+
+
+def _article(kind: type) -> str:
+    names = {bool: "a yes or no", int: "a whole number", float: "a number of seconds", str: "a text"}
+    return names.get(kind, "a path")

@@ -1,0 +1,286 @@
+"""One twinport/2 control connection on the event loop: lines in, handlers asked, lines out.
+
+Commands that may wait for a disk go to worker threads, many of them in one job, at most ``_JOBS`` jobs of a session at a time; their
+replies come back in one write. A session that does not read its replies is not read either.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from twinport_protocol.control import BadLine, ControlServer, ControlState, Greeting, Limits
+from twinport_protocol.errors import ErrorCode, RemoteProtocolError
+from twinport_protocol.messages import Command, Reply, ReplyKind, Verb, format_reply
+
+from .access import ANONYMOUS
+from .allowance import Allowance
+from .handlers import Caller, Handlers
+from .log import get_log
+
+_JOBS = 4
+_BATCH = 64
+PROGRESS_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class ControlTimes:
+    """Seconds: until the greeting; without any traffic; with replies that the client does not read."""
+
+    greeting_seconds: float = 10.0
+    idle_seconds: float = 300.0
+    unread_seconds: float = 30.0
+
+
+@dataclass(frozen=True)
+class ControlServices:
+    """What every session of a server shares."""
+
+    handlers: Handlers
+    executor: ThreadPoolExecutor
+    make_allowance: Callable[[str], Allowance]
+    limits: Limits
+    times: ControlTimes
+    greeting: Callable[[], Mapping[str, str]]
+    on_open: Callable[[ControlSession], None]
+    on_close: Callable[[ControlSession], None]
+
+
+class ControlSession(asyncio.Protocol):
+    """The connection. All methods run on the event loop but for what is handed to the executor."""
+
+    __slots__ = (
+        "_caller", "_closing", "_jobs", "_peer", "_queue", "_reading", "_services", "_transport",
+        "_wire", "_writable", "deadline", "loop",
+    )  # fmt: skip
+
+    def __init__(self, services: ControlServices) -> None:
+        self._services = services
+        self._wire = ControlServer(services.limits)
+        self.loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._caller: Caller | None = None
+        self._peer: object = None
+        self._queue: deque[Command] = deque()
+        self._jobs = 0
+        self._reading = True
+        self._writable = True
+        self._closing = False
+        self.deadline = self.loop.time() + services.times.greeting_seconds
+
+    # asyncio.Protocol ------------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The connection is ours."""
+        assert isinstance(transport, asyncio.Transport)  # noqa: S101 (asyncio's own promise for stream sockets)
+        self._transport = transport
+        self._peer = transport.get_extra_info("peername")
+        self._services.on_open(self)
+        get_log().info(f"[NEW CONNECTION] {self._peer} connected")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is gone; what runs for it ends by itself and its replies are dropped."""
+        del exc
+        self._closing = True
+        self._wire.close()
+        self._queue.clear()
+        if self._caller is not None:
+            self._caller.allowance.close()
+        self._transport = None
+        self._services.on_close(self)
+
+    def data_received(self, data: bytes) -> None:
+        """Take lines."""
+        self._touch()
+        self._wire.feed(data)
+        self._advance()
+
+    def eof_received(self) -> bool:
+        """The client sends nothing more: answer what is complete, then close."""
+        self._closing = True
+        self._close_when_done()
+        return True
+
+    def pause_writing(self) -> None:
+        """The client does not read: stop reading it, and give it a deadline."""
+        self._writable = False
+        self.deadline = self.loop.time() + self._services.times.unread_seconds
+        self._regulate()
+
+    def resume_writing(self) -> None:
+        """It reads again."""
+        self._writable = True
+        self._touch()
+        self._advance()
+
+    # commands --------------------------------------------------------------------------------------------------------
+
+    def _advance(self) -> None:
+        out: list[bytes] = []
+        try:
+            for event in self._wire.events():
+                if isinstance(event, Greeting):
+                    out.append(self._greet())
+                elif isinstance(event, BadLine):
+                    out.append(format_reply(event.reply))
+                else:
+                    self._command(event, out)
+        except RemoteProtocolError as error:
+            out.append(format_reply(Reply(0, ReplyKind.ERROR, code=error.code)))
+            self._wire.close()
+            self._queue.clear()
+            self._closing = True
+        self._write(out)
+        self._start_jobs()
+        self._regulate()
+        self._close_when_done()
+
+    def _greet(self) -> bytes:
+        # The user is fixed from here on; a login will set it before this line is reached.
+        self._caller = Caller(ANONYMOUS, self._services.make_allowance(ANONYMOUS), self._peer)
+        return self._wire.greet({**self._services.greeting(), "nonce": secrets.token_hex(16)})
+
+    def _command(self, command: Command, out: list[bytes]) -> None:
+        if self._caller is None:  # pragma: no cover - the wire yields no command before the greeting
+            raise RemoteProtocolError(ErrorCode.BAD_STATE)
+        if command.verb is Verb.QUIT:
+            out.append(self._wire.reply(Reply(command.id, ReplyKind.DONE)))
+            self._wire.close()
+            self._closing = True
+            return
+        reply = self._services.handlers.quick(self._caller, command)
+        if reply is not None:
+            out.append(self._wire.reply(reply))
+        else:
+            self._queue.append(command)
+
+    def _start_jobs(self) -> None:
+        while self._queue and self._jobs < _JOBS and self._writable and self._caller is not None:
+            batch: list[Command] = []
+            while self._queue and len(batch) < _BATCH and not _is_commit(self._queue[0]):
+                batch.append(self._queue.popleft())
+            if not batch:
+                self._start_commit(self._caller, self._queue.popleft())
+                continue
+            self._jobs += 1
+            self._services.executor.submit(self._run_batch, self._caller, batch)
+
+    def _run_batch(self, caller: Caller, batch: list[Command]) -> None:
+        replies = [self._services.handlers.slow(caller, command) for command in batch]
+        self.post(self.job_done, [reply for group in replies for reply in group])
+
+    def post(self, callback: Callable[..., None], *args: object) -> None:
+        """Call back on the event loop; from any thread."""
+        try:
+            self.loop.call_soon_threadsafe(callback, *args)
+        except RuntimeError:
+            return  # the loop is closed: the server has stopped and nobody waits for the answer
+
+    def job_done(self, replies: list[Reply]) -> None:
+        """A job of this session ended with these replies."""
+        self._jobs -= 1
+        if self._transport is None:
+            return
+        self._write([self._wire.reply(reply) for reply in replies])
+        self._touch()
+        self._advance()
+
+    def tell_progress(self, reply: Reply) -> None:
+        """Send a reply that does not end its command."""
+        if self._transport is not None:
+            self._write([self._wire.reply(reply)])
+
+    def _start_commit(self, caller: Caller, command: Command) -> None:
+        self._jobs += 1
+        watch = _CommitWatch(self, command.id)
+        self._services.executor.submit(
+            self._services.handlers.commit, caller, command, watch.on_reply, watch.on_progress
+        )
+
+    # the connection --------------------------------------------------------------------------------------------------
+
+    def _write(self, out: list[bytes]) -> None:
+        if out and self._transport is not None and not self._transport.is_closing():
+            self._transport.write(b"".join(out))
+
+    def _regulate(self) -> None:
+        """Read exactly while there is room for what comes."""
+        if self._transport is None or self._transport.is_closing():
+            return
+        wanted = self._writable and not self._wire.paused and not self._closing
+        if wanted and not self._reading:
+            self._transport.resume_reading()
+        elif not wanted and self._reading:
+            self._transport.pause_reading()
+        self._reading = wanted
+
+    def _touch(self) -> None:
+        if self._wire.state is ControlState.READY and self._writable:
+            self.deadline = self.loop.time() + self._services.times.idle_seconds
+
+    def _close_when_done(self) -> None:
+        if self._closing and self._transport is not None and not self._jobs and not self._queue:
+            self._transport.close()
+
+    def check_deadline(self, now: float) -> None:
+        """Close a session that is past its deadline; called by the server's clock, ``now`` in the loop's time."""
+        if now < self.deadline or self._transport is None:
+            return
+        if self._jobs and self._writable:
+            self._touch()  # it waits for us
+            return
+        self._write([format_reply(Reply(0, ReplyKind.ERROR, code=ErrorCode.TIMEOUT))] if self._writable else [])
+        if self._writable:
+            self._transport.close()
+        else:
+            self._transport.abort()
+
+    def notify(self, word: str) -> None:
+        """Send ``0 NOTICE <word>``."""
+        if self._wire.state is ControlState.READY:
+            self._write([format_reply(Reply(0, ReplyKind.NOTICE, (word,)))])
+
+    def stop(self) -> None:
+        """The server stops: close once what runs is answered."""
+        self._closing = True
+        self._queue.clear()
+        self._close_when_done()
+
+    def abort(self) -> None:
+        """Close now."""
+        if self._transport is not None:
+            self._transport.abort()
+
+
+class _CommitWatch:
+    """One COMMIT under way: tells the client once a second that it lives, and brings the outcome back to the loop."""
+
+    def __init__(self, session: ControlSession, command_id: int) -> None:
+        self._session = session
+        self._id = command_id
+        self._durable_bytes = 0
+        self._timer = session.loop.call_later(PROGRESS_SECONDS, self._tick)
+
+    def on_progress(self, durable_bytes: int) -> None:
+        """From the storage's thread."""
+        self._durable_bytes = durable_bytes
+
+    def on_reply(self, reply: Reply) -> None:
+        """From the storage's thread."""
+        self._session.post(self._finish, reply)
+
+    def _tick(self) -> None:
+        self._session.tell_progress(Reply(self._id, ReplyKind.PROGRESS, (str(self._durable_bytes),)))
+        self._timer = self._session.loop.call_later(PROGRESS_SECONDS, self._tick)
+
+    def _finish(self, reply: Reply) -> None:
+        self._timer.cancel()
+        self._session.job_done([reply])
+
+
+def _is_commit(command: Command) -> bool:
+    return command.verb is Verb.COMMIT

@@ -1,0 +1,30 @@
+"""What the embedded server stands on: local disk, SQLite and a key file, all beneath one root."""
+
+from __future__ import annotations
+
+from .config import Settings
+from .identity import IdentityError, load_identity
+from .ledger_sqlite import SqliteLedger
+from .server import Foundation
+from .storage.local import LocalStorage, StorageInUse
+
+OWN_DIRECTORY = ".twinport"
+
+
+class FoundationError(Exception):
+    """The root cannot be used; the message says why and what to do."""
+
+
+def open_foundation(settings: Settings) -> Foundation:
+    """Open the root of the settings, making what is missing. Raises ``FoundationError``."""
+    root = settings.root.absolute()
+    try:
+        storage = LocalStorage(root)
+        own = root / OWN_DIRECTORY
+        keys = load_identity(own / "identity.json")
+        ledger = SqliteLedger(own / "ledger.db", max_open_uploads_per_user=settings.max_open_uploads)
+    except (StorageInUse, IdentityError) as error:
+        raise FoundationError(str(error)) from None
+    except OSError as error:
+        raise FoundationError(f"cannot use {root}: {error.strerror}. Choose another --root or mend its rights.") from None
+    return Foundation(storage, ledger, keys)

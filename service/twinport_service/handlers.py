@@ -1,0 +1,311 @@
+"""What the verbs of twinport/2 do. No socket, no event loop: a command in, replies out.
+
+``quick`` answers what touches memory alone, on the event loop. ``slow`` may wait for the disk and runs on a worker thread, many
+commands in one job. ``COMMIT`` answers from whichever thread ends it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from twinport_protocol.control import Limits
+from twinport_protocol.errors import ErrorCode, ProtocolError, Refusal
+from twinport_protocol.messages import Command, Reply, ReplyKind, Verb
+from twinport_protocol.names import RemoteName, parse_name, parse_prefix
+from twinport_protocol.numbers import parse_signed, parse_size
+from twinport_protocol.segments import DIGEST_BYTES
+from twinport_protocol.tickets import Action, Ticket, TicketKeys, decode_ticket, encode_ticket
+
+from .access import Act, Decide, require
+from .allowance import Allowance
+from .ledger import UploadRecord
+from .log import get_log
+from .storage.contract import SMALL_BYTES, Entry, OnProgress, Precondition, Published, UploadSpec
+from .uploads import UploadDesk
+
+UPLOAD_ID_BYTES = 16
+MAX_PAGE_ENTRIES = 1000
+RENEWABLE_SECONDS = 24 * 3600
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asks: the user of the session, its allowance and its peer address for the log."""
+
+    user: str
+    allowance: Allowance
+    peer: object
+
+
+OnReply = Callable[[Reply], None]
+
+
+class Handlers:
+    """The verbs. One instance serves all sessions; thread-safe."""
+
+    def __init__(
+        self,
+        desk: UploadDesk,
+        keys: TicketKeys,
+        decide: Decide,
+        limits: Limits,
+        *,
+        ticket_seconds: int = 3600,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._desk = desk
+        self._storage = desk.storage
+        self._keys = keys
+        self._decide = decide
+        self._limits = limits
+        self._ticket_seconds = ticket_seconds
+        self._now = now
+        self._slow: dict[Verb, Callable[[Caller, Command], Sequence[Reply]]] = {
+            Verb.UPLOAD: self._upload,
+            Verb.ABORT: self._abort,
+            Verb.RENEW: self._renew,
+            Verb.DOWNLOAD: self._download,
+            Verb.LIST: self._list,
+            Verb.STAT: self._stat,
+            Verb.DELETE: self._delete,
+            Verb.MOVE: self._move,
+            Verb.MKDIR: self._make_directory,
+        }
+
+    def quick(self, caller: Caller, command: Command) -> Reply | None:
+        """The reply where no disk is needed: PING, and the UPLOAD of a small file. None: ask :meth:`slow`."""
+        if command.verb is Verb.PING:
+            return Reply(command.id, ReplyKind.OK)
+        if command.verb is Verb.UPLOAD and "resume" not in command.options:
+            try:
+                spec = self._spec(caller, command)
+                if spec.size > SMALL_BYTES:
+                    return None
+                return self._open(caller, command, spec, self._desk.open_small)
+            except (Refusal, ProtocolError) as error:
+                return refuse(command, error)
+        return None
+
+    def slow(self, caller: Caller, command: Command) -> Sequence[Reply]:
+        """The replies, the last of them final. Never raises."""
+        try:
+            return self._slow[command.verb](caller, command)
+        except (Refusal, ProtocolError) as error:
+            return [refuse(command, error)]
+        except Exception:
+            get_log().exception("[CONTROL] Internal error", peer=caller.peer, verb=command.verb.value)
+            return [Reply(command.id, ReplyKind.ERROR, code=ErrorCode.INTERNAL)]
+
+    # uploads ---------------------------------------------------------------------------------------------------------
+
+    def _spec(self, caller: Caller, command: Command) -> UploadSpec:
+        name = parse_name(command.words[0])
+        options = command.options
+        require(self._decide, caller.user, Act.WRITE, name)
+        return UploadSpec(
+            upload_id=_hex(options.get("upload"), UPLOAD_ID_BYTES),
+            user=caller.user,
+            name=name,
+            size=parse_size(command.words[1].encode()),
+            mtime_ns=parse_signed(options["mtime"].encode()) if "mtime" in options else None,
+            executable=options.get("exec") == "1",
+            precondition=Precondition(
+                if_absent=options.get("if-absent") == "1",
+                if_match=_hex(options["if-match"], DIGEST_BYTES) if "if-match" in options else None,
+            ),
+        )
+
+    def _open(
+        self,
+        caller: Caller,
+        command: Command,
+        spec: UploadSpec,
+        opener: Callable[[UploadSpec], UploadRecord | Published],
+    ) -> Reply:
+        caller.allowance.spend(spec.size)
+        try:
+            record = opener(spec)
+        except Refusal:
+            caller.allowance.refund(spec.size)
+            raise
+        return self._opened(caller, command, record)
+
+    def _opened(
+        self, caller: Caller, command: Command, record: UploadRecord | Published, resumable: bytes | None = None
+    ) -> Reply:
+        if isinstance(record, Published):
+            return Reply(command.id, ReplyKind.DONE, options=_published(record))
+        spec = record.spec
+        options = {
+            "upload": spec.upload_id.hex(),
+            "generation": str(record.generation),
+            "ticket": self._ticket(Action.UPLOAD, caller.user, spec.upload_id, spec.size, record.generation),
+        }
+        if resumable is not None:
+            options["resumable"] = resumable.hex()
+        return Reply(command.id, ReplyKind.OK, options=options)
+
+    def _upload(self, caller: Caller, command: Command) -> Sequence[Reply]:
+        if "resume" in command.options:
+            return [self._resume(caller, command)]
+        spec = self._spec(caller, command)
+        resumable = self._desk.ledger.resumable(caller.user, spec.name, spec.size)
+        if resumable == spec.upload_id:
+            resumable = None
+        caller.allowance.spend(spec.size)
+        try:
+            record = self._desk.open(spec)
+        except Refusal:
+            caller.allowance.refund(spec.size)
+            raise
+        return [self._opened(caller, command, record, resumable)]
+
+    def _resume(self, caller: Caller, command: Command) -> Reply:
+        name = parse_name(command.words[0])
+        size = parse_size(command.words[1].encode())
+        require(self._decide, caller.user, Act.WRITE, name)
+        upload_id = _hex(command.options["resume"], UPLOAD_ID_BYTES)
+        known = self._desk.ledger.load(upload_id)
+        if known is not None and (known.spec.name != name or known.spec.size != size):
+            raise Refusal(ErrorCode.UPLOAD_UNKNOWN, "another name or size")
+        return self._opened(caller, command, self._desk.resume(caller.user, upload_id))
+
+    def commit(self, caller: Caller, command: Command, on_reply: OnReply, on_progress: OnProgress) -> None:
+        """Start a COMMIT; its final reply goes to ``on_reply``, perhaps on another thread. Never raises."""
+
+        def on_done(outcome: Published | Refusal) -> None:
+            if isinstance(outcome, Published):
+                get_log().info(f"[UPLOAD] Complete: {outcome.name} saved ({outcome.size} bytes)", peer=caller.peer)
+                on_reply(Reply(command.id, ReplyKind.DONE, options=_published(outcome)))
+            else:
+                on_reply(refuse(command, outcome))
+
+        try:
+            upload_id = _hex(command.words[0], UPLOAD_ID_BYTES)
+            root = _hex(command.options.get("root"), DIGEST_BYTES)
+            generation = parse_size(command.options.get("generation", "").encode())
+            self._desk.commit(caller.user, upload_id, generation, root, on_done, on_progress)
+        except (Refusal, ProtocolError) as error:
+            on_reply(refuse(command, error))
+        except Exception:
+            get_log().exception("[CONTROL] Internal error", peer=caller.peer, verb=command.verb.value)
+            on_reply(Reply(command.id, ReplyKind.ERROR, code=ErrorCode.INTERNAL))
+
+    def _abort(self, caller: Caller, command: Command) -> Sequence[Reply]:
+        generation = command.options.get("generation")
+        self._desk.abort(
+            caller.user,
+            _hex(command.words[0], UPLOAD_ID_BYTES),
+            None if generation is None else parse_size(generation.encode()),
+        )
+        return [Reply(command.id, ReplyKind.DONE)]
+
+    def _renew(self, caller: Caller, command: Command) -> Sequence[Reply]:
+        old = self._keys.verify(decode_ticket(command.words[0]), self._now(), grace_seconds=RENEWABLE_SECONDS)
+        if old.user != caller.user:
+            raise Refusal(ErrorCode.TICKET_INVALID, "another user's ticket")
+        if old.action is Action.UPLOAD:
+            self._desk.ledger.check(old.scope, old.generation)
+        else:
+            self._storage.open_reader(old.scope).close()
+        ticket = self._ticket(old.action, caller.user, old.scope, old.size, old.generation)
+        return [Reply(command.id, ReplyKind.OK, options={"ticket": ticket})]
+
+    # downloads and names ---------------------------------------------------------------------------------------------
+
+    def _download(self, caller: Caller, command: Command) -> Sequence[Reply]:
+        name = self._name(caller, command, 0, Act.READ)
+        version = self._storage.open_version(name)
+        options = {
+            "size": str(version.size),
+            "root": version.root.hex(),
+            "mtime": str(version.mtime_ns),
+            "exec": "1" if version.executable else "0",
+            "ticket": self._ticket(Action.DOWNLOAD, caller.user, version.token, version.size),
+        }
+        return [Reply(command.id, ReplyKind.OK, options=options)]
+
+    def _list(self, caller: Caller, command: Command) -> Sequence[Reply]:
+        prefix = parse_prefix(command.words[0]) if command.words else ""
+        require(self._decide, caller.user, Act.LIST, prefix)
+        limit = parse_size(command.options.get("limit", str(MAX_PAGE_ENTRIES)).encode())
+        if not limit:
+            raise Refusal(ErrorCode.BAD_REQUEST, "limit=0")
+        recursive = command.options.get("depth") != "1"
+        page = self._storage.list(prefix, command.options.get("after", ""), min(limit, MAX_PAGE_ENTRIES), recursive)
+        replies = [
+            Reply(command.id, ReplyKind.ENTRY, (entry.name,), _described(entry)) for entry in page.entries
+        ]
+        tail = {"count": str(len(page.entries)), "more": "1" if page.more else "0"}
+        return [*replies, Reply(command.id, ReplyKind.DONE, options=tail)]
+
+    def _stat(self, caller: Caller, command: Command) -> Sequence[Reply]:
+        entry = self._storage.stat(self._name(caller, command, 0, Act.LIST))
+        return [Reply(command.id, ReplyKind.OK, options=_described(entry))]
+
+    def _delete(self, caller: Caller, command: Command) -> Sequence[Reply]:
+        match = command.options.get("if-match")
+        name = self._name(caller, command, 0, Act.DELETE)
+        self._storage.delete(name, None if match is None else _hex(match, DIGEST_BYTES))
+        get_log().info(f"[DELETE] {name}", peer=caller.peer)
+        return [Reply(command.id, ReplyKind.DONE)]
+
+    def _move(self, caller: Caller, command: Command) -> Sequence[Reply]:
+        source = self._name(caller, command, 0, Act.DELETE)
+        require(self._decide, caller.user, Act.READ, source)
+        target = self._name(caller, command, 1, Act.WRITE)
+        self._storage.move(source, target, command.options.get("if-absent") == "1")
+        get_log().info(f"[MOVE] {source} to {target}", peer=caller.peer)
+        return [Reply(command.id, ReplyKind.DONE)]
+
+    def _make_directory(self, caller: Caller, command: Command) -> Sequence[Reply]:
+        self._storage.make_directory(self._name(caller, command, 0, Act.WRITE))
+        return [Reply(command.id, ReplyKind.DONE)]
+
+    def _name(self, caller: Caller, command: Command, word: int, act: Act) -> RemoteName:
+        name = parse_name(command.words[word])
+        require(self._decide, caller.user, act, name)
+        return name
+
+    def _ticket(self, action: Action, user: str, scope: bytes, size: int, generation: int = 0) -> str:
+        expires_at = int(self._now()) + self._ticket_seconds
+        return encode_ticket(self._keys.sign(Ticket(action, user, scope, size, expires_at, generation)))
+
+
+def refuse(command: Command, error: Refusal | ProtocolError) -> Reply:
+    """The ``ERROR`` reply to a command."""
+    retry = error.retry_seconds if isinstance(error, Refusal) else None
+    return Reply(command.id, ReplyKind.ERROR, code=error.code, retry_seconds=retry)
+
+
+def _hex(word: str | None, size: int) -> bytes:
+    # bytes.fromhex alone would also take white space.
+    if word is None or len(word) != 2 * size or not word.isascii() or not word.isalnum():
+        raise Refusal(ErrorCode.BAD_REQUEST, "an id or digest of the wrong form")
+    try:
+        return bytes.fromhex(word)
+    except ValueError:
+        raise Refusal(ErrorCode.BAD_REQUEST, "an id or digest of the wrong form") from None
+
+
+def _published(published: Published) -> dict[str, str]:
+    return {
+        "upload": published.upload_id.hex(),
+        "root": published.root.hex(),
+        "size": str(published.size),
+        "mtime": str(published.mtime_ns),
+    }
+
+
+def _described(entry: Entry) -> dict[str, str]:
+    options = {
+        "kind": entry.kind,
+        "size": str(entry.size),
+        "mtime": str(entry.mtime_ns),
+        "exec": "1" if entry.executable else "0",
+    }
+    if entry.root is not None:
+        options["root"] = entry.root.hex()
+    return options

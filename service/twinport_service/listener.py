@@ -1,0 +1,203 @@
+"""The two listening ports: accept, look at the first bytes without taking them, hand the socket to the plane it belongs to.
+
+One long-lived listener per port. The handshake, whichever it is, happens after the hand-off, so nothing here waits for a client but for its
+first bytes, and that only in the event loop and only until a deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from twinport_protocol.errors import ErrorCode, RemoteProtocolError
+from twinport_protocol.sniff import MAX_CLIENT_HELLO_BYTES, FirstBytes, sniff
+
+from .log import get_log
+
+_ACCEPTS_IN_A_ROW = 64
+_BACKLOG = 1024
+_LOOK_AGAIN_SECONDS = 0.02
+_HELLO = b"HELLO "
+
+
+@dataclass(frozen=True)
+class Routes:
+    """Where connections go, by their first bytes. A route owns the socket from then on."""
+
+    control: Callable[[socket.socket, object], None]
+    channel: Callable[[socket.socket, object], object]
+    classic: Callable[[socket.socket, object], None] | None = None
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises ``OSError``."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(_BACKLOG)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+class Acceptor:
+    """Accepts on one listener and calls ``on_accept(socket, peer)`` on the event loop for each connection."""
+
+    def __init__(self, listener: socket.socket, on_accept: Callable[[socket.socket, object], None]) -> None:
+        self.listener = listener
+        self._on_accept = on_accept
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(listener.fileno(), self._accept)
+
+    def _accept(self) -> None:
+        for _ in range(_ACCEPTS_IN_A_ROW):
+            try:
+                sock, peer = self.listener.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                # Out of descriptors or memory: the connection stays in the backlog; look again when some were freed.
+                get_log().error("[LISTENER] Cannot accept", error=error.strerror)
+                self._loop.remove_reader(self.listener.fileno())
+                self._loop.call_later(0.5, self._resume)
+                return
+            sock.setblocking(False)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._on_accept(sock, peer)
+
+    def _resume(self) -> None:
+        if self.listener.fileno() >= 0:
+            self._loop.add_reader(self.listener.fileno(), self._accept)
+
+    def close(self) -> None:
+        """Accept no more; the port is free."""
+        if self.listener.fileno() >= 0:
+            self._loop.remove_reader(self.listener.fileno())
+            self.listener.close()
+
+
+class Receptionist:
+    """Holds new connections until their first bytes say what they are, each until its deadline.
+
+    ``first_byte_seconds`` bounds silence, ``decide_seconds`` the time from the first byte on, ``capacity`` how many wait at once: past
+    it the oldest gives way.
+    """
+
+    def __init__(
+        self, routes: Routes, *, first_byte_seconds: float, decide_seconds: float, capacity: int = 4096
+    ) -> None:
+        self._routes = routes
+        self._first_byte_seconds = first_byte_seconds
+        self._decide_seconds = decide_seconds
+        self._capacity = capacity
+        self._loop = asyncio.get_running_loop()
+        self._waiting: dict[int, _Visitor] = {}
+
+    @property
+    def count(self) -> int:
+        """How many connections have not said yet what they are."""
+        return len(self._waiting)
+
+    def receive(self, sock: socket.socket, peer: object) -> None:
+        """Take a new, non-blocking connection."""
+        if len(self._waiting) >= self._capacity:
+            self._drop(next(iter(self._waiting.values())), ErrorCode.BUSY)
+        visitor = _Visitor(sock, peer, self._loop.time() + self._first_byte_seconds)
+        self._waiting[sock.fileno()] = visitor
+        self._look(visitor)
+
+    def _look(self, visitor: _Visitor) -> None:
+        sock = visitor.sock
+        try:
+            data = sock.recv(MAX_CLIENT_HELLO_BYTES, socket.MSG_PEEK)
+        except (BlockingIOError, InterruptedError):
+            self._loop.add_reader(sock.fileno(), self._look, visitor)
+            visitor.timer = visitor.timer or self._loop.call_at(visitor.deadline, self._drop, visitor, ErrorCode.TIMEOUT)
+            return
+        except OSError:
+            self._drop(visitor, None)
+            return
+        if not data:
+            self._drop(visitor, None)
+            return
+        try:
+            kind = sniff(data).kind
+        except RemoteProtocolError as error:
+            self._drop(visitor, error.code)
+            return
+        if kind is FirstBytes.TEXT and len(data) < len(_HELLO) and _HELLO.startswith(data):
+            kind = FirstBytes.UNDECIDED
+        if kind is FirstBytes.UNDECIDED:
+            self._look_again(visitor)
+            return
+        self._hand_over(visitor, kind, data)
+
+    def _look_again(self, visitor: _Visitor) -> None:
+        """Some bytes are there, but not enough: a readable socket would call at once again, so look by the clock."""
+        self._loop.remove_reader(visitor.sock.fileno())
+        now = self._loop.time()
+        if not visitor.spoke:
+            visitor.spoke = True
+            visitor.deadline = now + self._decide_seconds
+        if visitor.timer is not None:
+            visitor.timer.cancel()
+        if now >= visitor.deadline:
+            self._drop(visitor, ErrorCode.TIMEOUT)
+            return
+        visitor.timer = self._loop.call_later(_LOOK_AGAIN_SECONDS, self._look, visitor)
+
+    def _hand_over(self, visitor: _Visitor, kind: FirstBytes, data: bytes) -> None:
+        self._forget(visitor)
+        if kind is FirstBytes.CHANNEL:
+            self._routes.channel(visitor.sock, visitor.peer)
+        elif kind is FirstBytes.TLS:
+            get_log().info("[LISTENER] TLS is not set up here", peer=visitor.peer)
+            visitor.sock.close()
+        elif self._routes.classic is not None and not data.startswith(_HELLO):
+            self._routes.classic(visitor.sock, visitor.peer)
+        else:
+            self._routes.control(visitor.sock, visitor.peer)
+
+    def _forget(self, visitor: _Visitor) -> None:
+        self._waiting.pop(visitor.sock.fileno(), None)
+        self._loop.remove_reader(visitor.sock.fileno())
+        if visitor.timer is not None:
+            visitor.timer.cancel()
+
+    def _drop(self, visitor: _Visitor, code: ErrorCode | None) -> None:
+        self._forget(visitor)
+        if code is not None:
+            turn_away(visitor.sock, code)
+        else:
+            visitor.sock.close()
+
+    def close(self) -> None:
+        """Turn away everybody who waits."""
+        for visitor in list(self._waiting.values()):
+            self._drop(visitor, ErrorCode.SHUTTING_DOWN)
+
+
+class _Visitor:
+    __slots__ = ("deadline", "peer", "sock", "spoke", "timer")
+
+    def __init__(self, sock: socket.socket, peer: object, deadline: float) -> None:
+        self.sock = sock
+        self.peer = peer
+        self.deadline = deadline
+        self.spoke = False
+        self.timer: asyncio.TimerHandle | None = None
+
+
+def turn_away(sock: socket.socket, code: ErrorCode) -> None:
+    """Say why in a line that clients of every dialect read, and close."""
+    try:
+        sock.send(f"ERROR {code.value} {code.text}\n".encode())
+    except OSError:
+        get_log().debug("[LISTENER] Gone before it could be told", code=code.value)
+    finally:
+        sock.close()

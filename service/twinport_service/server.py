@@ -1,0 +1,249 @@
+"""A server's life, written out: what starts in which order, what stops in which order, and within which bounds.
+
+Start: identity, storage with recovery, planes, ports, ready. Stop (SIGTERM, SIGINT): ports, then transfers at their next frame
+boundary, then sessions, then the commits that are under way, then storage and ledger. A second signal skips the waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import ipaddress
+import resource
+import signal
+import socket
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from twinport_protocol.control import Limits
+from twinport_protocol.errors import ErrorCode
+from twinport_protocol.tickets import TicketKeys
+
+from .access import Decide, allow_all
+from .allowance import Allowance
+from .channel_plane import ChannelBounds, ChannelPlane
+from .channel_worker import ChannelTimes
+from .config import ConfigError, Settings
+from .control_session import ControlServices, ControlSession, ControlTimes
+from .handlers import Handlers
+from .ledger import Ledger
+from .listener import Acceptor, Receptionist, Routes, bind, turn_away
+from .log import get_log
+from .storage.contract import Storage
+from .uploads import UploadDesk
+
+AGENT = "twinportd/0.1.0"
+_CLOCK_SECONDS = 0.25
+_SWEEP_SECONDS = 600.0
+_STOP_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Foundation:
+    """What a server stands on; given from outside, so that several nodes can stand on one."""
+
+    storage: Storage
+    ledger: Ledger
+    keys: TicketKeys
+
+
+class Server:
+    """One node. ``async with Server(...)`` starts and stops it; ``run_until_stopped`` waits for a signal."""
+
+    def __init__(self, settings: Settings, foundation: Foundation, decide: Decide = allow_all) -> None:
+        require_loopback(settings.host)
+        self._settings = settings
+        self._foundation = foundation
+        self._decide = decide
+        self._limits = Limits(
+            max_file=settings.max_file_bytes, idle=max(1, int(settings.idle_seconds))
+        )
+        self._desk = UploadDesk(foundation.storage, foundation.ledger, max_file_bytes=settings.max_file_bytes)
+        self._sessions: set[ControlSession] = set()
+        self._acceptors: list[Acceptor] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._stopping = False
+        self.control_address: tuple[str, int] = ("", 0)
+        self.data_address: tuple[str, int] = ("", 0)
+
+    # start -----------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Recover, listen, serve. Raises ``OSError`` when a port cannot be had."""
+        settings = self._settings
+        self._loop = asyncio.get_running_loop()
+        self._executor = ThreadPoolExecutor(settings.workers, thread_name_prefix="worker")
+        await self._loop.run_in_executor(self._executor, self._desk.recover)
+        times = ChannelTimes(
+            settings.attach_seconds, settings.stall_seconds, settings.idle_seconds, settings.drain_seconds
+        )
+        bounds = ChannelBounds(settings.max_channels, settings.max_unattached, times=times)
+        keys = self._foundation.keys
+        self._channels = ChannelPlane(self._desk, keys, self._limits, bounds)
+        handlers = Handlers(
+            self._desk, keys, self._decide, self._limits, ticket_seconds=settings.ticket_seconds
+        )
+        self._services = ControlServices(
+            handlers=handlers,
+            executor=self._executor,
+            make_allowance=functools.partial(Allowance, self._foundation.ledger),
+            limits=self._limits,
+            times=ControlTimes(settings.greeting_seconds, settings.idle_seconds, settings.stall_seconds),
+            greeting=self._greeting,
+            on_open=self._session_opened,
+            on_close=self._sessions.discard,
+        )
+        self._listen()
+        self._clock = self._loop.call_later(_CLOCK_SECONDS, self._tick)
+        self._sweeper = self._loop.call_later(_SWEEP_SECONDS, self._sweep)
+
+    def _listen(self) -> None:
+        settings = self._settings
+        control = bind(settings.host, settings.control_port)
+        try:
+            data = bind(settings.host, settings.data_port)
+        except OSError:
+            control.close()
+            raise
+        self.control_address, self.data_address = _address(control), _address(data)
+        routes = Routes(control=self._open_control, channel=self._channels.accept)
+        self._reception = Receptionist(
+            routes,
+            first_byte_seconds=settings.greeting_seconds,
+            decide_seconds=settings.greeting_seconds,
+        )
+        data_routes = Routes(control=_refuse_text, channel=self._channels.accept)
+        self._data_reception = Receptionist(
+            data_routes,
+            first_byte_seconds=settings.attach_seconds,
+            decide_seconds=settings.attach_seconds,
+            capacity=settings.max_unattached,
+        )
+        self._acceptors = [Acceptor(control, self._reception.receive), Acceptor(data, self._data_reception.receive)]
+
+    def _greeting(self) -> dict[str, str]:
+        return {"agent": AGENT, "data-port": str(self.data_address[1])}
+
+    # sessions --------------------------------------------------------------------------------------------------------
+
+    def _open_control(self, sock: socket.socket, peer: object) -> None:
+        if len(self._sessions) >= self._settings.max_sessions:
+            get_log().warning("[LISTENER] Refused: too many sessions", peer=peer)
+            turn_away(sock, ErrorCode.BUSY)
+            return
+        self._spawn_session(sock, lambda: ControlSession(self._services))
+
+    def _spawn_session(self, sock: socket.socket, factory: Callable[[], asyncio.Protocol]) -> None:
+        async def adopt() -> None:
+            await self._loop.connect_accepted_socket(factory, sock)
+
+        task = self._loop.create_task(adopt())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _session_opened(self, session: ControlSession) -> None:
+        self._sessions.add(session)
+        get_log().info(f"[ACTIVE CONNECTIONS] {len(self._sessions)}")
+
+    def _tick(self) -> None:
+        now = self._loop.time()
+        for session in [session for session in self._sessions if session.deadline <= now]:
+            session.check_deadline(now)
+        self._clock = self._loop.call_later(_CLOCK_SECONDS, self._tick)
+
+    def _sweep(self) -> None:
+        older_than = time.time() - self._settings.upload_keep_seconds
+        self._executor.submit(self._desk.sweep, older_than)
+        self._sweeper = self._loop.call_later(_SWEEP_SECONDS, self._sweep)
+
+    # stop ------------------------------------------------------------------------------------------------------------
+
+    async def run_until_stopped(self) -> None:
+        """Serve until SIGTERM or SIGINT, then stop; a second signal stops without waiting."""
+        first, second = asyncio.Event(), asyncio.Event()
+
+        def on_signal() -> None:
+            (second if first.is_set() else first).set()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, on_signal)
+        await first.wait()
+        get_log().info("[STOP] Draining")
+        stop = self._loop.create_task(self.stop())
+        hurry = self._loop.create_task(second.wait())
+        await asyncio.wait({stop, hurry}, return_when=asyncio.FIRST_COMPLETED)
+        hurry.cancel()
+        if not stop.done():
+            get_log().warning("[STOP] At once")
+            for session in list(self._sessions):
+                session.abort()
+        await stop
+
+    async def stop(self) -> None:
+        """Stop in order; at most about ``drain_seconds`` plus what the commits under way take. Harmless when repeated."""
+        if self._stopping:
+            return
+        self._stopping = True
+        for acceptor in self._acceptors:
+            acceptor.close()
+        self._reception.close()
+        self._data_reception.close()
+        for session in list(self._sessions):
+            session.notify("draining")
+        drain_seconds = self._settings.drain_seconds
+        await self._loop.run_in_executor(None, self._channels.drain, drain_seconds)
+        for session in list(self._sessions):
+            session.stop()
+        deadline = self._loop.time() + _STOP_SECONDS
+        while self._sessions and self._loop.time() < deadline:
+            await asyncio.sleep(0.01)
+        for session in list(self._sessions):
+            session.abort()
+        self._clock.cancel()
+        self._sweeper.cancel()
+        await self._loop.run_in_executor(None, self._close_foundation)
+        await self._loop.shutdown_default_executor()
+
+    def _close_foundation(self) -> None:
+        self._executor.shutdown(wait=True)
+        self._foundation.storage.close()
+        self._foundation.ledger.close()
+
+    async def __aenter__(self) -> Server:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.stop()
+
+
+def require_loopback(host: str) -> None:
+    """``ConfigError`` for an address that others can reach: there is no encryption and no login yet."""
+    try:
+        loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = host == "localhost"
+    if not loopback:
+        raise ConfigError(
+            f"--host {host}: without TLS and login the server listens on loopback only. "
+            "Use 127.0.0.1, and reach it from elsewhere through an SSH tunnel."
+        )
+
+
+def raise_descriptor_limit() -> None:
+    """Allow this process as many descriptors as the system lets it have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _refuse_text(sock: socket.socket, peer: object) -> None:
+    get_log().info("[LISTENER] Text on the data port", peer=peer)
+    turn_away(sock, ErrorCode.BAD_REQUEST)
+
+
+def _address(listener: socket.socket) -> tuple[str, int]:
+    name = listener.getsockname()
+    return name[0], name[1]
