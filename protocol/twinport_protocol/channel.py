@@ -1,18 +1,21 @@
 """Both ends of a data connection, without a socket: what may be sent, what was meant, and the credit that bounds it.
 
-The client opens with the magic, then drives: every PUT, GET, MANIFEST and HAVE is answered by the server, and at most ``frames`` of
-them, with at most ``credit`` payload bytes, may be unanswered. So what either end must queue is bounded, and two ends with
-the smallest buffers cannot block each other as long as both keep reading while they write.
+The client opens with the magic, then drives: every PUT, GET, MANIFEST and HAVE is answered by the server, and at most
+``frames`` of them, with at most ``credit`` payload bytes, may be unanswered. An answer counts as given when it is made,
+so a server takes no new frames while more than a bound of its answers is unsent; a client always reads. Then what
+either end must hold is bounded, and two ends with the smallest buffers cannot block each other.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from typing import NamedTuple
 
 from .control import Limits
 from .errors import ErrorCode, LocalProtocolError, RemoteProtocolError
 from .frames import (
     CHANNEL_MAGIC,
+    COMMIT,
     DETACH_AFTER,
     LAST,
     MAX_PIECE_BYTES,
@@ -43,7 +46,7 @@ class ChannelServer:
     @property
     def at_boundary(self) -> bool:
         """Whether no frame is half received: the place to stop when draining."""
-        return self._decoder.at_boundary and not self._magic_left
+        return self._decoder.at_boundary and self._magic_left in (b"", CHANNEL_MAGIC)
 
     @property
     def unanswered(self) -> int:
@@ -89,31 +92,45 @@ class ChannelServer:
         if self._frames > self._limits.frames or self._bytes > self._limits.credit:
             raise RemoteProtocolError(ErrorCode.CREDIT_EXCEEDED)
 
+    def _release(self, size_bytes: int, frames: int) -> None:
+        if frames > self._frames or size_bytes > self._bytes:
+            raise LocalProtocolError(ErrorCode.BAD_STATE, "an answer to nothing")
+        self._frames -= frames
+        self._bytes -= size_bytes
+
     def detached(self, attachment: int) -> None:
-        """The owner ended an attachment (committed, failed, detached after a GET): its number is free again."""
+        """The owner ended an attachment: its number is free again. Harmless when it is free already."""
         self._attachments.discard(attachment)
 
     def acknowledge(self, put: Header, status: int) -> bytes:
-        """The ACK of a PUT; gives its credit back. ``status`` is an ``AckStatus`` or an error number."""
-        self._frames -= 1
-        self._bytes -= put.length
-        return Header(
-            FrameType.ACK, 0, status, put.attachment, put.segment, put.offset + put.length, 0
-        ).encode()
+        """The ACK of a PUT; gives its credit back. ``status`` is an ``AckStatus`` or an error number.
+
+        ``COMMITTED`` ends the attachment.
+        """
+        self._release(put.length, 1)
+        if status == AckStatus.COMMITTED:
+            self._attachments.discard(put.attachment)
+        return Header(FrameType.ACK, 0, status, put.attachment, put.segment, put.offset + put.length, 0).encode()
 
     def segment_header(self, get: Header, offset: int, length: int, *, last: bool, status: int = 0) -> bytes:
-        """The header of one SEG frame in answer to ``get``; gives credit back as it goes."""
-        self._bytes -= length
-        if last:
-            self._frames -= 1
-            if status:  # an answer that failed gives back what it did not send
-                self._bytes -= get.offset + get.length - offset
+        """The header of one SEG frame in answer to ``get``; gives credit back as it goes, the rest with ``last``.
+
+        An error ``status`` ends the answer and goes with ``last`` and no bytes. The last frame of a GET that has
+        ``DETACH_AFTER`` ends the attachment. ``LocalProtocolError`` for bytes beyond the GET or too few at its end.
+        """
+        left = get.offset + get.length - offset
+        whole = length == left if last else 0 < length < left
+        if not (whole if status == 0 else last and length == 0):
+            raise LocalProtocolError(ErrorCode.BAD_STATE, "a SEG that does not fit its GET")
+        self._release(left if last else length, int(last))
+        if last and get.flags & DETACH_AFTER:
+            self._attachments.discard(get.attachment)
         flags = LAST if last else 0
         return Header(FrameType.SEG, flags, status, get.attachment, get.segment, offset, length).encode()
 
     def answer(self, request: Header, kind: FrameType, body: bytes, status: int = 0) -> bytes:
         """``MANIFEST_IS`` or ``HAVE_IS`` in answer to a MANIFEST or HAVE."""
-        self._frames -= 1
+        self._release(0, 1)
         return Header(kind, 0, status, request.attachment, 0, 0, len(body)).encode() + body
 
     def fail(self, attachment: int, code: ErrorCode) -> bytes:
@@ -129,6 +146,20 @@ class ChannelServer:
         return Header(FrameType.GOODBYE, 0, 0, 0, 0, 0, 0).encode()
 
 
+class _SentPut(NamedTuple):
+    end: int
+    length: int
+    flags: int
+
+    def allows(self, status: int) -> bool:
+        """Whether an ACK may say so of this PUT: nothing is durable that was not to be committed."""
+        if status == AckStatus.COMMITTED:
+            return bool(self.flags & COMMIT)
+        if status == AckStatus.SEALED:
+            return bool(self.flags & LAST)
+        return status != AckStatus.RECEIVED or not self.flags & LAST
+
+
 class ChannelClient:
     """The client's end: builds frames within the credit and checks that every answer answers something."""
 
@@ -136,8 +167,8 @@ class ChannelClient:
         self._limits = limits
         self._decoder = FrameDecoder(from_client=False, max_piece_bytes=MAX_PIECE_BYTES)
         self._attachments: set[int] = set()
-        self._puts: dict[tuple[int, int], deque[int]] = {}
-        self._gets: dict[int, deque[Header]] = {}
+        self._puts: dict[tuple[int, int], deque[_SentPut]] = {}
+        self._gets: deque[Header] = deque()
         self._requests: dict[int, deque[int]] = {}
         self._received = 0
         self._next_attachment = 1
@@ -177,40 +208,51 @@ class ChannelClient:
         return number, Header(FrameType.ATTACH, 0, 0, number, 0, 0, len(ticket)).encode() + ticket
 
     def detach(self, attachment: int) -> bytes:
-        """End an attachment that has no unanswered frames."""
+        """End an attachment, a failed one too; what is unanswered is answered all the same."""
         self._attachments.discard(attachment)
         return Header(FrameType.DETACH, 0, 0, attachment, 0, 0, 0).encode()
 
     def put(self, attachment: int, segment: int, offset: int, length: int, flags: int) -> bytes:
-        """The header of a PUT; the caller sends ``length`` bytes after it, and the digest if ``flags`` has ``LAST``."""
-        self._spend(length)
-        self._puts.setdefault((attachment, segment), deque()).append(length)
+        """The header of a PUT; the caller sends ``length`` bytes after it, and the digest if ``flags`` has ``LAST``.
+
+        ``LocalProtocolError`` past the credit, for more bytes than a piece may have, for ``COMMIT`` without ``LAST``.
+        """
+        if length > self._limits.piece:
+            raise LocalProtocolError(ErrorCode.CREDIT_EXCEEDED, "a piece larger than announced")
+        if flags & COMMIT and not flags & LAST:
+            raise LocalProtocolError(ErrorCode.BAD_REQUEST, "COMMIT without LAST")
+        self._spend(attachment, length)
+        self._puts.setdefault((attachment, segment), deque()).append(_SentPut(offset + length, length, flags))
         return Header(FrameType.PUT, flags, 0, attachment, segment, offset, length).encode()
 
     def get(self, attachment: int, segment: int, offset: int, length: int, flags: int = 0) -> bytes:
-        """A GET frame."""
-        self._spend(length)
+        """A GET frame; it may ask for more than a piece. ``LocalProtocolError`` past the credit."""
+        self._spend(attachment, length)
         header = Header(FrameType.GET, flags, 0, attachment, segment, offset, length)
-        self._gets.setdefault(attachment, deque()).append(header)
+        self._gets.append(header)
         return header.encode()
 
     def request(self, kind: FrameType, attachment: int) -> bytes:
-        """A MANIFEST or HAVE frame."""
-        self._spend(0)
+        """A MANIFEST or HAVE frame. ``LocalProtocolError`` past the credit."""
+        self._spend(attachment, 0)
         answer = FrameType.MANIFEST_IS if kind is FrameType.MANIFEST else FrameType.HAVE_IS
         self._requests.setdefault(attachment, deque()).append(answer)
         return Header(kind, 0, 0, attachment, 0, 0, 0).encode()
 
-    def _spend(self, length: int) -> None:
-        if length > self._limits.piece and length > self._limits.credit:
-            raise LocalProtocolError(ErrorCode.CREDIT_EXCEEDED, "a frame larger than the announced bounds")
+    def _spend(self, attachment: int, length: int) -> None:
+        if attachment not in self._attachments:
+            raise LocalProtocolError(ErrorCode.NOT_ATTACHED)
         if not self.has_credit(length):
             raise LocalProtocolError(ErrorCode.CREDIT_EXCEEDED)
         self.unanswered_frames += 1
         self.unanswered_bytes += length
 
     def feed(self, data: memoryview) -> list[FrameEvent]:
-        """The answers in these bytes. Raises ``RemoteProtocolError`` for an answer to nothing and for bytes not asked for."""
+        """The answers in these bytes.
+
+        Raises ``RemoteProtocolError`` for an answer to nothing, out of order or beyond what was asked for, and for a
+        success that the request cannot have.
+        """
         events = self._decoder.feed(data)
         for event in events:
             self._settle(event)
@@ -224,7 +266,10 @@ class ChannelClient:
             waiting = self._puts.get((header.attachment, header.segment))
             if not waiting:
                 raise RemoteProtocolError(ErrorCode.BAD_STATE, "an ACK of nothing")
-            self._release(waiting.popleft())
+            sent = waiting.popleft()
+            if header.offset != sent.end or not sent.allows(header.status):
+                raise RemoteProtocolError(ErrorCode.BAD_STATE, "an ACK that does not fit its PUT")
+            self._release(sent.length)
             if not waiting:
                 del self._puts[header.attachment, header.segment]
             if header.status == AckStatus.COMMITTED:
@@ -239,11 +284,15 @@ class ChannelClient:
 
     def _settle_segment(self, chunk: Chunk) -> None:
         header = chunk.header
-        waiting = self._gets.get(header.attachment)
-        if not waiting:
+        if not self._gets:
             raise RemoteProtocolError(ErrorCode.BAD_STATE, "bytes that were not asked for")
-        get = waiting[0]
-        if header.segment != get.segment or (header.status == 0 and chunk.at != get.offset + self._received):
+        get = self._gets[0]
+        if (header.attachment, header.segment) != (get.attachment, get.segment):
+            raise RemoteProtocolError(ErrorCode.BAD_STATE, "an answer out of order")
+        if header.status:
+            if header.length or not header.flags & LAST:
+                raise RemoteProtocolError(ErrorCode.BAD_STATE, "an error that does not end its answer")
+        elif chunk.at != get.offset + self._received or not (header.length or header.flags & LAST):
             raise RemoteProtocolError(ErrorCode.BAD_STATE, "other bytes than were asked for")
         self._received += len(chunk.data)
         if self._received > get.length:
@@ -251,9 +300,7 @@ class ChannelClient:
         if chunk.ends and header.flags & LAST:
             if header.status == 0 and self._received != get.length:
                 raise RemoteProtocolError(ErrorCode.BAD_STATE, "fewer bytes than were asked for")
-            waiting.popleft()
-            if not waiting:
-                del self._gets[header.attachment]
+            self._gets.popleft()
             self._received = 0
             self._release(get.length)
             if get.flags & DETACH_AFTER:

@@ -5,8 +5,8 @@
     READY      commands           replies, notices      READY
     READY      QUIT               DONE                  CLOSED
 
-Any number of commands may be outstanding up to the announced window; past it the server stops taking lines off its buffer
-(``paused``) and its owner stops reading, so nothing grows.
+Any number of commands may be outstanding up to the announced window; past it the server stops taking lines off its
+buffer (``paused``) and its owner stops reading, so nothing grows.
 """
 
 from __future__ import annotations
@@ -35,6 +35,11 @@ from .numbers import parse_size
 
 MAX_EMPTY_LINES = 10
 MAX_BAD_LINES = 10
+
+# A server that announced 0 of one of these could not be talked to: the client would wait for ever.
+_NEVER_ZERO = frozenset(
+    {"window_commands", "window_bytes", "line", "channels", "frames", "credit", "piece", "attachments"}
+)
 
 
 class ControlState(enum.Enum):
@@ -66,9 +71,15 @@ class Limits:
 
     @classmethod
     def from_options(cls, options: Mapping[str, str]) -> Limits:
-        """The limits out of greeting keys; a missing one has its default. Raises ``RemoteProtocolError``."""
+        """The limits out of greeting keys; a missing one has its default.
+
+        Raises ``RemoteProtocolError`` for what is no number, and for 0 where nothing could be done then.
+        """
         known = {item.name: item.name.replace("_", "-") for item in fields(cls)}
-        return cls(**{name: parse_size(options[key].encode()) for name, key in known.items() if key in options})
+        found = {name: parse_size(options[key].encode()) for name, key in known.items() if key in options}
+        if any(not value and name in _NEVER_ZERO for name, value in found.items()):
+            raise RemoteProtocolError(ErrorCode.INVALID_SIZE, "a limit of 0")
+        return cls(**found)
 
 
 @dataclass(frozen=True)
@@ -80,7 +91,10 @@ class Greeting:
 
 @dataclass(frozen=True)
 class BadLine:
-    """Event (server): a line that was no command; ``reply`` is what to send. The connection goes on."""
+    """Event (server): a line that was no command. The connection goes on.
+
+    ``reply`` is to be sent as ``messages.format_reply`` makes it: the line never held a place in the window.
+    """
 
     reply: Reply
 
@@ -96,6 +110,7 @@ class ControlServer:
         self._outstanding_bytes = 0
         self._empty_lines = 0
         self._bad_lines = 0
+        self._hello_seen = False
 
     @property
     def outstanding(self) -> int:
@@ -110,22 +125,30 @@ class ControlServer:
             or self._outstanding_bytes >= self._limits.window_bytes
         )
 
+    @property
+    def buffered_bytes(self) -> int:
+        """How many bytes were fed and not yet handed on."""
+        return len(self._lines)
+
     def feed(self, data: bytes) -> None:
         """Take bytes from the connection."""
         self._lines.feed(data)
 
     def events(self) -> Iterator[Greeting | Command | BadLine]:
-        """What the bytes fed so far mean, as far as the window allows.
+        """What the bytes fed so far mean, as far as the window allows; after a :class:`Greeting`, once it is answered.
 
-        Raises ``RemoteProtocolError`` where the connection must be closed: a line too long, no greeting, too many bad or
-        empty lines, an id that is still outstanding.
+        Raises ``RemoteProtocolError`` where the connection must be closed: a line too long, no greeting, too many bad
+        or empty lines, an id that is still outstanding.
         """
         while self.state is not ControlState.CLOSED and not self.paused:
+            if self.state is ControlState.GREETING and self._hello_seen:
+                return
             line = self._lines.pop()
             if line is None:
                 return
             if self.state is ControlState.GREETING:
                 options = parse_greeting(line, "HELLO")
+                self._hello_seen = True
                 yield Greeting(options)
             elif not line:
                 self._empty_lines += 1
@@ -201,8 +224,10 @@ class ControlClient:
     def command(
         self, verb: Verb, words: tuple[str, ...] = (), options: Mapping[str, str] | None = None
     ) -> tuple[int, bytes]:
-        """The id and the bytes of a new command. ``LocalProtocolError`` before the greeting, past the window, or when the
-        line would be too long."""
+        """The id and the bytes of a new command.
+
+        ``LocalProtocolError`` before the greeting, past the window, or when the line would be too long.
+        """
         command = Command(self._next_id, verb, words, options or {})
         data = format_command(command)
         if len(data) > self.limits.line + 1:
@@ -214,13 +239,20 @@ class ControlClient:
         self._outstanding_bytes += len(data)
         return command.id, data
 
+    @property
+    def buffered_bytes(self) -> int:
+        """How many bytes were fed and not yet handed on."""
+        return len(self._lines)
+
     def feed(self, data: bytes) -> None:
         """Take bytes from the connection."""
         self._lines.feed(data)
 
     def events(self) -> Iterator[Greeting | Reply]:
-        """The greeting, then replies. Raises ``RemoteProtocolError`` for anything else; a greeting that is an error line of
-        either dialect raises it with that error's code."""
+        """The greeting, then replies. Raises ``RemoteProtocolError`` for anything else.
+
+        A greeting that is an error line, of either dialect, raises it with that error's code.
+        """
         while self.state is not ControlState.CLOSED:
             line = self._lines.pop()
             if line is None:
@@ -239,7 +271,7 @@ class ControlClient:
     def _greeting(self, line: bytes) -> Greeting:
         refusal = line.removeprefix(b"0 ")
         if refusal.startswith(b"ERROR "):
-            word = refusal[6:].partition(b" ")[0].decode("utf-8", "replace")
+            word = refusal.removeprefix(b"ERROR ").partition(b" ")[0].decode("utf-8", "replace")
             raise RemoteProtocolError(ErrorCode.from_word(word))
         options = parse_greeting(line, "OK")
         self.limits = Limits.from_options(options)

@@ -5,7 +5,8 @@
     <id> ERROR <Code> [retry=<s>] <text>
     0 NOTICE <word>
 
-Words and values are percent-encoded where they must be (``names.quote``); unknown keys are ignored by whoever reads them.
+Words and values are percent-encoded where they must be (``names.quote``); unknown keys are ignored by whoever reads
+them. One space stands between two words; there is none at the end, and no word is empty.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from .errors import ErrorCode, ProtocolError, RemoteProtocolError
+from .errors import ErrorCode, LocalProtocolError, ProtocolError, RemoteProtocolError
 from .names import quote, unquote
 from .numbers import parse_size
 
@@ -118,11 +119,11 @@ def parse_command(line: bytes) -> Command:
         command_id = parse_size(first)
         if command_id == 0 or _CONTROL.search(line):
             raise CommandError(ErrorCode.BAD_REQUEST, command_id)
-        verb_word, _, rest = rest.partition(b" ")
+        verb_word, space, rest = rest.partition(b" ")
         verb = _VERBS.get(verb_word)
         if verb is None:
             raise CommandError(ErrorCode.BAD_REQUEST, command_id, "unknown verb")
-        words, options = _split(rest.decode("utf-8", "strict")) if rest else ((), {})
+        words, options = _split(rest.decode("utf-8", "strict")) if space else ((), {})
         least, most = WORDS[verb]
         if not least <= len(words) <= most:
             raise CommandError(ErrorCode.BAD_REQUEST, command_id, "wrong number of words")
@@ -137,11 +138,8 @@ def parse_command(line: bytes) -> Command:
 
 
 def format_command(command: Command) -> bytes:
-    """The line of a command, with its end."""
-    parts = [str(command.id), command.verb.value]
-    parts += [quote(word) for word in command.words]
-    parts += [f"{key}={quote(value)}" for key, value in command.options.items()]
-    return " ".join(parts).encode() + b"\n"
+    """The line of a command, with its end. ``LocalProtocolError`` for an empty word or a lone surrogate."""
+    return _join([str(command.id), command.verb.value], command.words, command.options)
 
 
 def parse_reply(line: bytes) -> Reply:
@@ -154,31 +152,31 @@ def parse_reply(line: bytes) -> Reply:
         raise RemoteProtocolError(ErrorCode.BAD_REQUEST, "control characters in a reply")
     first, _, rest = text.partition(" ")
     reply_id = parse_size(first.encode())
-    word, _, rest = rest.partition(" ")
+    word, space, rest = rest.partition(" ")
     kind = _KINDS.get(word)
     if kind is None:
         raise RemoteProtocolError(ErrorCode.BAD_REQUEST, "unknown kind of reply")
     if kind is not ReplyKind.ERROR:
-        words, options = _split(rest) if rest else ((), {})
+        words, options = _split(rest) if space else ((), {})
         return Reply(reply_id, kind, words, options)
     code_word, _, rest = rest.partition(" ")
     retry = None
     if rest.startswith("retry="):
         value, _, rest = rest.partition(" ")
-        retry = parse_size(value[6:].encode())
+        retry = parse_size(value.removeprefix("retry=").encode())
     return Reply(reply_id, kind, code=ErrorCode.from_word(code_word), retry_seconds=retry, text=rest)
 
 
 def format_reply(reply: Reply) -> bytes:
-    """The line of a reply, with its end."""
-    if reply.kind is ReplyKind.ERROR:
-        code = reply.code or ErrorCode.INTERNAL
-        retry = "" if reply.retry_seconds is None else f"retry={reply.retry_seconds} "
-        return f"{reply.id} ERROR {code.value} {retry}{reply.text or code.text}\n".encode()
-    parts = [str(reply.id), reply.kind.value]
-    parts += [quote(word) for word in reply.words]
-    parts += [f"{key}={quote(value)}" for key, value in reply.options.items()]
-    return " ".join(parts).encode() + b"\n"
+    """The line of a reply, with its end. ``LocalProtocolError`` for what would be read as another reply."""
+    if reply.kind is not ReplyKind.ERROR:
+        return _join([str(reply.id), reply.kind.value], reply.words, reply.options)
+    code = reply.code or ErrorCode.INTERNAL
+    retry = "" if reply.retry_seconds is None else f"retry={reply.retry_seconds} "
+    line = f"{reply.id} ERROR {code.value} {retry}{reply.text or code.text}".encode("utf-8", "replace")
+    if reply.text and (_CONTROL.search(line) or reply.text.startswith("retry=")):
+        raise LocalProtocolError(ErrorCode.BAD_REQUEST, "an error text that is more than text")
+    return line + b"\n"
 
 
 def parse_greeting(line: bytes, lead: str) -> Mapping[str, str]:
@@ -199,7 +197,18 @@ def parse_greeting(line: bytes, lead: str) -> Mapping[str, str]:
 
 def format_greeting(lead: str, options: Mapping[str, str]) -> bytes:
     """A greeting line, with its end."""
-    return " ".join([lead, DIALECT, *(f"{key}={quote(value)}" for key, value in options.items())]).encode() + b"\n"
+    return _join([lead, DIALECT], (), options)
+
+
+def _join(parts: list[str], words: tuple[str, ...], options: Mapping[str, str]) -> bytes:
+    if "" in words:
+        raise LocalProtocolError(ErrorCode.BAD_REQUEST, "an empty word")
+    parts += [quote(word) for word in words]
+    parts += [f"{key}={quote(value)}" for key, value in options.items()]
+    try:
+        return " ".join(parts).encode() + b"\n"
+    except UnicodeEncodeError:
+        raise LocalProtocolError(ErrorCode.INVALID_ENCODING) from None
 
 
 def _split(text: str) -> tuple[tuple[str, ...], dict[str, str]]:

@@ -1,8 +1,9 @@
 """Segments, manifests and roots: how a file is cut, and the one value that stands for all of its bytes.
 
-The segment size is a function of the file size alone, so both ends cut alike without asking: 8 MiB, doubled until a file
-has at most 10,000 segments. The *manifest* is the list of the segments' BLAKE3 digests. The *root* of a one-segment file
-is its plain BLAKE3 digest (what ``b3sum`` prints); that of a larger file is a keyed hash over size, segment size and list.
+The segment size is a function of the file size alone, so both ends cut alike without asking: 8 MiB, doubled until a
+file has at most 10,000 segments. The *manifest* is the list of the segments' BLAKE3 digests. The *root* of a file of
+one segment is its plain BLAKE3 digest (what ``b3sum`` prints); that of a larger file is a BLAKE3 hash with a context of
+its own (``derive_key``) over size, segment size and list.
 """
 
 from __future__ import annotations

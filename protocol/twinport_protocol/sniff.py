@@ -1,4 +1,4 @@
-"""What a new connection is, told from its first bytes without taking them: text, a channel, or TLS and for which of the two.
+"""What a new connection is, told from its first bytes without taking them: text, a channel, or TLS for one of the two.
 
 Used with ``MSG_PEEK`` on the control port, which serves all of them, so that a blocked data port is no obstacle.
 The ClientHello is read as RFC 8446 §4.1.2 and RFC 7301 §3.1 lay it out, also when it is spread over several records.
@@ -17,7 +17,11 @@ ALPN_CONTROL = "twinport/2"
 ALPN_CHANNEL = "twinport-data/2"
 
 _TLS_HANDSHAKE = 0x16
+_TLS_MAJOR = 3
+_RECORD_HEADER_BYTES = 5
 _CLIENT_HELLO = 0x01
+_MESSAGE_HEADER_BYTES = 4
+_VERSION_AND_RANDOM_BYTES = 2 + 32
 _EXTENSION_ALPN = 16
 
 
@@ -41,7 +45,8 @@ class Sniffed:
 def sniff(data: bytes) -> Sniffed:
     """Judge the first bytes of a connection (as many as there are yet, at most ``MAX_CLIENT_HELLO_BYTES``).
 
-    ``UNDECIDED`` asks for more. Raises ``RemoteProtocolError(BadRequest)`` for a handshake that is malformed or too long.
+    ``UNDECIDED`` asks for more. Raises ``RemoteProtocolError(BadRequest)`` for a handshake that is malformed or too
+    long.
     """
     if not data:
         return Sniffed(FirstBytes.UNDECIDED)
@@ -64,20 +69,22 @@ def _client_hello(data: bytes) -> bytes | None:
     """The body of the ClientHello out of one or more records; None when it is not all there yet."""
     message = bytearray()
     at = 0
-    while at + 5 <= len(data):
+    while at + _RECORD_HEADER_BYTES <= len(data):
         length = int.from_bytes(data[at + 3 : at + 5], "big")
-        if data[at] != _TLS_HANDSHAKE or data[at + 1] != 3 or not 0 < length <= MAX_CLIENT_HELLO_BYTES:
+        is_handshake = data[at] == _TLS_HANDSHAKE and data[at + 1] == _TLS_MAJOR
+        if not is_handshake or not 0 < length <= MAX_CLIENT_HELLO_BYTES:
             raise RemoteProtocolError(ErrorCode.BAD_REQUEST, "not a TLS handshake record")
-        message += data[at + 5 : at + 5 + length]
-        at += 5 + length
-        if message[0] != _CLIENT_HELLO:
+        at += _RECORD_HEADER_BYTES
+        message += data[at : at + length]
+        at += length
+        if message[:1] not in (b"", bytes((_CLIENT_HELLO,))):
             raise RemoteProtocolError(ErrorCode.BAD_REQUEST, "not a ClientHello")
-        if len(message) >= 4:
-            wanted = int.from_bytes(message[1:4], "big")
+        if len(message) >= _MESSAGE_HEADER_BYTES:
+            wanted = int.from_bytes(message[1:_MESSAGE_HEADER_BYTES], "big")
             if wanted > MAX_CLIENT_HELLO_BYTES:
                 raise RemoteProtocolError(ErrorCode.BAD_REQUEST, "ClientHello too long")
-            if len(message) >= 4 + wanted:
-                return bytes(message[4 : 4 + wanted])
+            if len(message) >= _MESSAGE_HEADER_BYTES + wanted:
+                return bytes(message[_MESSAGE_HEADER_BYTES : _MESSAGE_HEADER_BYTES + wanted])
     return None
 
 
@@ -104,7 +111,7 @@ class _Cursor:
 
 def _alpn(hello: bytes) -> tuple[str, ...]:
     cursor = _Cursor(hello)
-    cursor.take(2 + 32)
+    cursor.take(_VERSION_AND_RANDOM_BYTES)
     cursor.vector(1)
     cursor.vector(2)
     cursor.vector(1)

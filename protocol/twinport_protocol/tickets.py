@@ -10,10 +10,10 @@ generation or file version; it is useless for another. Its expiry is checked whe
 from __future__ import annotations
 
 import base64
-import binascii
 import enum
 import hashlib
 import hmac
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,6 +26,8 @@ KEY_BYTES = 32
 AUDIENCE_BYTES = 16
 _VERSION = 1
 _MAC_BYTES = 32
+_MAX_USER_BYTES = 255
+_WORD = re.compile("[A-Za-z0-9_-]+")
 _HEAD = struct.Struct("!BIBQIQ16s")
 
 
@@ -66,7 +68,7 @@ class TicketKeys:
     def sign(self, ticket: Ticket) -> bytes:
         """The ticket as bytes, at most ``MAX_TICKET_BYTES``."""
         user = ticket.user.encode()
-        if len(user) > 255 or len(ticket.scope) > MAX_SCOPE_BYTES:
+        if len(user) > _MAX_USER_BYTES or len(ticket.scope) > MAX_SCOPE_BYTES:
             raise ValueError("the user or the scope of a ticket is too long")
         head = _HEAD.pack(
             _VERSION,
@@ -81,7 +83,10 @@ class TicketKeys:
         return body + self._mac(self._signing_key_id, body)
 
     def verify(self, raw: bytes, now: float, *, grace_seconds: float = 0) -> Ticket:
-        """The statement of a ticket. ``Refusal``: ``TicketInvalid`` (malformed, forged, another service), ``TicketExpired``."""
+        """The statement of a ticket, ``now`` in seconds since the epoch.
+
+        ``Refusal``: ``TicketInvalid`` (malformed, forged, another service's), ``TicketExpired``.
+        """
         try:
             version, key_id, action, expires_at, generation, size, audience = _HEAD.unpack_from(raw)
             user_end = _HEAD.size + 1 + raw[_HEAD.size]
@@ -112,8 +117,11 @@ def encode_ticket(raw: bytes) -> str:
 
 
 def decode_ticket(word: str) -> bytes:
-    """The ticket of a word; ``Refusal(TicketInvalid)``."""
-    try:
-        return base64.b64decode(word + "=" * (-len(word) % 4), altchars=b"-_", validate=True)
-    except (binascii.Error, ValueError):
-        raise Refusal(ErrorCode.TICKET_INVALID) from None
+    """The ticket of a word, which has one spelling only; ``Refusal(TicketInvalid)``."""
+    if not _WORD.fullmatch(word) or len(word) % 4 == 1:
+        raise Refusal(ErrorCode.TICKET_INVALID)
+    raw = base64.urlsafe_b64decode(word + "=" * (-len(word) % 4))
+    # The last character may hold bits that say nothing; only zeros are accepted there.
+    if encode_ticket(raw) != word:
+        raise Refusal(ErrorCode.TICKET_INVALID)
+    return raw
