@@ -1,9 +1,11 @@
-"""Twinport beside a bare copy, in the same rounds: one large file and many small ones, both ways, on tmpfs and on a disk.
+"""Twinport beside a bare copy, in the same rounds: one large file and many small ones, both ways, on tmpfs and on a
+disk.
 
-    python benchmarks/core.py [--rounds 5] [--large-mib 1024] [--small 2000] [--disk DIR] [--tmpfs /dev/shm] [--json FILE]
+    python -m benchmarks.core [--rounds 5] [--large-mib 1024] [--small 2000] [--disk DIR] [--tmpfs /dev/shm] [--json
+    FILE]
 
-Twinport is run as a user runs it: the installed commands, whole processes, verification and durability on. The bare copy
-(``limit.py``) neither verifies nor, on tmpfs, flushes; on the disk it flushes as Twinport does.
+Twinport is run as a user runs it: the installed commands, whole processes, verification and durability on. The bare
+copy (``limit.py``) neither verifies nor, on tmpfs, flushes; on the disk it flushes as Twinport does.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from measure import Figures, run_client, warm_memory
+from benchmarks.measure import Figures, run_client, warm_memory
 
 HERE = Path(__file__).parent
 SMALL_BYTES = 4096
@@ -37,6 +39,7 @@ class Contender:
     put: Callable[[Path, bool], list[str]]
     get: Callable[[Path, bool], list[str]]
     stored: Path
+    address: tuple[str, int] = ("127.0.0.1", 0)
 
 
 def start_twinport(stack: ExitStack, directory: Path) -> Contender:
@@ -54,7 +57,8 @@ def start_twinport(stack: ExitStack, directory: Path) -> Contender:
     def get(path: Path, tree: bool) -> list[str]:
         return [*client, "get", "up/" + ("small" if tree else "large"), "-o", str(path), *(["-r"] if tree else [])]
 
-    return Contender("twinport", server.pid, put, get, root / "up")
+    host, _, port = address.rpartition(":")
+    return Contender("twinport", server.pid, put, get, root / "up", (host, int(port)))
 
 
 def start_limit(stack: ExitStack, directory: Path, fsync: bool) -> Contender:
@@ -159,7 +163,10 @@ def report(place: str, results: dict[str, list[Figures]], large_mib: int, small:
         ratios = [run.wall_seconds / limit.wall_seconds for run, limit in zip(runs, limits, strict=True)]
         wall = statistics.median(run.wall_seconds for run in runs)
         rate = f"{large_mib / wall:.0f} MiB/s" if workload == "large" else f"{small / wall:.0f} files/s"
-        cpu = [statistics.median(getattr(run, field) for run in runs) for field in ("server_cpu_seconds", "client_cpu_seconds")]
+        cpu = [
+            statistics.median(getattr(run, field) for run in runs)
+            for field in ("server_cpu_seconds", "client_cpu_seconds")
+        ]
         rss = [max(getattr(run, field) for run in runs) for field in ("server_rss_mib", "client_rss_mib")]
         lines.append(
             f"| {name}, {workload} {direction} | {statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f}) "
@@ -174,7 +181,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--large-mib", type=int, default=1024)
     parser.add_argument("--small", type=int, default=2000)
-    parser.add_argument("--tmpfs", type=Path, default=Path("/dev/shm"))  # noqa: S108 (a tmpfs is what is wanted)
+    parser.add_argument("--tmpfs", type=Path, default=Path("/dev/shm"))
     parser.add_argument("--disk", type=Path, default=Path(tempfile.gettempdir()))
     parser.add_argument("--json", type=Path, help="also write every figure there")
     options = parser.parse_args()

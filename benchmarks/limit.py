@@ -1,5 +1,5 @@
-"""The limit: a bare copy over one TCP connection, as little as a program can do. No verification, no names to check, no fsync
-unless asked for. What Twinport does on top of it is what a benchmark's ratio shows.
+"""The limit: a bare copy over one TCP connection, as little as a program can do. No verification, no names to check,
+no fsync unless asked for. What Twinport does on top of it is what a benchmark's ratio shows.
 
     python benchmarks/limit.py serve DIR [--fsync]        prints its port, serves until killed
     python benchmarks/limit.py put PORT PATH [--records]  one file, or with --records a directory as a stream of records

@@ -1,6 +1,7 @@
 """Measuring whole processes side by side: wall seconds, CPU seconds of both ends, peak memory of both ends.
 
-Rounds are interleaved (A B A B …) and judged as ratios within a round, because the machines this runs on are shared and noisy.
+Rounds are interleaved (A B A B …) and judged as ratios within a round, because the machines this runs on are shared
+and noisy.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Allowances: a session draws room out of its user's quota in lumps and spends it in memory.
 
-So quotas are hard, yet a stream of small files costs no ledger transaction each. Without quotas the ledger always grants.
+So quotas are hard, yet a stream of small files costs no ledger transaction each. Without quotas the ledger always
+grants.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""A pool of equal buffers: busy channels borrow one, idle ones hold none, so memory follows the work and not the connections."""
+"""A pool of equal buffers: busy channels borrow one, idle ones hold none, so memory follows the work and not the
+connections."""
 
 from __future__ import annotations
 

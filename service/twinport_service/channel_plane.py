@@ -1,4 +1,5 @@
-"""All channels of a server: one thread each, capped; those that have not proved themselves live in a small pool of their own."""
+"""All channels of a server: one thread each, capped; those that have not proved themselves live in a small pool of
+their own."""
 
 from __future__ import annotations
 
@@ -99,7 +100,8 @@ class ChannelPlane:
             self._changed.notify_all()
 
     def drain(self, grace_seconds: float) -> None:
-        """Stop every channel at a frame boundary; those that have not by ``grace_seconds`` are cut. Blocks, at most twice that."""
+        """Stop every channel at a frame boundary; those that have not by ``grace_seconds`` are cut. Blocks, at most
+        twice that."""
         with self._changed:
             self._draining = True
             for worker, _ in self._workers.values():

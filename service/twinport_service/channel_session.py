@@ -1,8 +1,9 @@
 """What a channel means: frames in, answers out, without a socket. Owned by one thread.
 
-Answers are of two kinds: small bytes, collected in ``outgoing``; and the payload of large ``SEG`` frames, which the owner moves straight from
-the reader to the socket (:class:`Payload`). Commits end on other threads: they leave their outcome in a queue and call
-``wake``; the owner turns them into ACKs by :meth:`settle`. So no thread but the owner touches the connection's state.
+Answers are of two kinds: small bytes, collected in ``outgoing``; and the payload of large ``SEG`` frames, which the
+owner moves straight from the reader to the socket (:class:`Payload`). Commits end on other threads: they leave their
+outcome in a queue and call ``wake``; the owner turns them into ACKs by :meth:`settle`. So no thread but the owner
+touches the connection's state.
 """
 
 from __future__ import annotations
@@ -118,7 +119,8 @@ class ChannelSession:
         return self._wire.unanswered > 0
 
     def receive(self, data: memoryview) -> None:
-        """Take bytes off the connection. A protocol error ends the session: ``ended`` is set and the farewell queued."""
+        """Take bytes off the connection. A protocol error ends the session: ``ended`` is set and the farewell
+        queued."""
         try:
             for event in self._wire.feed(data):
                 if isinstance(event, Chunk):
@@ -150,7 +152,8 @@ class ChannelSession:
                 self._acknowledge(header, status)
 
     def _take(self, handle: UploadHandle, chunk: Chunk, first: bool) -> None:
-        """Act on a part of a PUT; leaves in ``_put_status`` what its ACK is to say, -1 where a commit will tell later."""
+        """Act on a part of a PUT; leaves in ``_put_status`` what its ACK is to say, -1 where a commit will tell
+        later."""
         header = chunk.header
         if first:
             self._begin(handle, header)
@@ -283,7 +286,8 @@ class ChannelSession:
             self._refused.pop(attachment, None)
             self.attached_once = True
         except Refusal as refusal:
-            # The number stays taken until the client detaches it, so that frames already under way are answered in kind.
+            # The number stays taken until the client detaches it, so that frames already under way are answered in
+            # kind.
             self._refused[attachment] = refusal.code
             self.outgoing.append(self._wire.fail(attachment, refusal.code))
 

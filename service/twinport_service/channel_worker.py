@@ -1,7 +1,7 @@
 """The thread that owns one data connection: a non-blocking socket, one poll loop, nobody else touches it.
 
-It reads while it writes, so neither end can block the other. Large payloads go from the reader to the socket with ``sendfile``; what
-is received lands in one borrowed buffer that frames are handed on from without a copy.
+It reads while it writes, so neither end can block the other. Large payloads go from the reader to the socket with
+``sendfile``; what is received lands in one borrowed buffer that frames are handed on from without a copy.
 """
 
 from __future__ import annotations

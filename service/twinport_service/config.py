@@ -1,4 +1,5 @@
-"""Settings: one table of them, read from a TOML file, ``TWINPORT_SERVE_*`` variables and flags, each overriding the one before."""
+"""Settings: one table of them, read from a TOML file, ``TWINPORT_SERVE_*`` variables and flags, each overriding the
+one before."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ def _setting(default: Any, text: str, **extra: Any) -> Any:
 
 @dataclass(frozen=True)
 class Settings:
-    """Every setting of ``twinportd serve``. Flag ``--control-port``, variable ``TWINPORT_SERVE_CONTROL_PORT``, TOML key ``control-port``."""
+    """Every setting of ``twinportd serve``. Flag ``--control-port``, variable ``TWINPORT_SERVE_CONTROL_PORT``, TOML
+    key ``control-port``."""
 
     root: Path = _setting(Path("server_files"), "The directory whose files are served; made if missing.")
     host: str = _setting("127.0.0.1", "The address to listen on. Only loopback until TLS and login are set up.")
@@ -51,7 +53,9 @@ class Settings:
     attach_seconds: float = _setting(5.0, "How long a data connection may take to show a good ticket.", least=0.01)
     idle_seconds: float = _setting(300.0, "Silence after which a connection is closed.", least=0.01)
     stall_seconds: float = _setting(30.0, "Silence in mid transfer after which it is given up.", least=0.01)
-    drain_seconds: float = _setting(1.0, "How long transfers may take to reach a stopping place at SIGTERM.", least=0.01)
+    drain_seconds: float = _setting(
+        1.0, "How long transfers may take to reach a stopping place at SIGTERM.", least=0.01
+    )
     classic_grace_seconds: float = _setting(
         1.0, "How long classic transfers may go on at SIGTERM; they cannot be resumed.", least=0.0
     )

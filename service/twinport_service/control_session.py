@@ -1,7 +1,7 @@
 """One twinport/2 control connection on the event loop: lines in, handlers asked, lines out.
 
-Commands that may wait for a disk go to worker threads, many of them in one job, at most ``_JOBS`` jobs of a session at a time; their
-replies come back in one write. A session that does not read its replies is not read either.
+Commands that may wait for a disk go to worker threads, many of them in one job, at most ``_JOBS`` jobs of a session
+at a time; their replies come back in one write. A session that does not read its replies is not read either.
 """
 
 from __future__ import annotations

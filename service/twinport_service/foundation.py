@@ -26,5 +26,6 @@ def open_foundation(settings: Settings) -> Foundation:
     except (StorageInUse, IdentityError) as error:
         raise FoundationError(str(error)) from None
     except OSError as error:
-        raise FoundationError(f"cannot use {root}: {error.strerror}. Choose another --root or mend its rights.") from None
+        advice = "Choose another --root or mend its rights."
+        raise FoundationError(f"cannot use {root}: {error.strerror}. {advice}") from None
     return Foundation(storage, ledger, keys)

@@ -1,7 +1,7 @@
 """What the verbs of twinport/2 do. No socket, no event loop: a command in, replies out.
 
-``quick`` answers what touches memory alone, on the event loop. ``slow`` may wait for the disk and runs on a worker thread, many
-commands in one job. ``COMMIT`` answers from whichever thread ends it.
+``quick`` answers what touches memory alone, on the event loop. ``slow`` may wait for the disk and runs on a worker
+thread, many commands in one job. ``COMMIT`` answers from whichever thread ends it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""The two listening ports: accept, look at the first bytes without taking them, hand the socket to the plane it belongs to.
+"""The two listening ports: accept, look at the first bytes without taking them, hand the socket to the plane it
+belongs to.
 
-One long-lived listener per port. The handshake, whichever it is, happens after the hand-off, so nothing here waits for a client but for its
-first bytes, and that only in the event loop and only until a deadline.
+One long-lived listener per port. The handshake, whichever it is, happens after the hand-off, so nothing here waits
+for a client but for its first bytes, and that only in the event loop and only until a deadline.
 """
 
 from __future__ import annotations
@@ -84,8 +85,8 @@ class Acceptor:
 class Receptionist:
     """Holds new connections until their first bytes say what they are, each until its deadline.
 
-    ``first_byte_seconds`` bounds silence, ``decide_seconds`` the time from the first byte on, ``capacity`` how many wait at once: past
-    it the oldest gives way.
+    ``first_byte_seconds`` bounds silence, ``decide_seconds`` the time from the first byte on, ``capacity`` how many
+    wait at once: past it the oldest gives way.
     """
 
     def __init__(
@@ -117,7 +118,8 @@ class Receptionist:
             data = sock.recv(MAX_CLIENT_HELLO_BYTES, socket.MSG_PEEK)
         except (BlockingIOError, InterruptedError):
             self._loop.add_reader(sock.fileno(), self._look, visitor)
-            visitor.timer = visitor.timer or self._loop.call_at(visitor.deadline, self._drop, visitor, ErrorCode.TIMEOUT)
+            if visitor.timer is None:
+                visitor.timer = self._loop.call_at(visitor.deadline, self._drop, visitor, ErrorCode.TIMEOUT)
             return
         except OSError:
             self._drop(visitor, None)

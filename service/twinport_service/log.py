@@ -1,7 +1,7 @@
 """The log: lines for people in the words of the original program, or one JSON object a line for machines.
 
-An event is a tag and a text (``[UPLOAD] Receiving photo.jpg (118601 bytes) from (…)``) plus fields; people see the text, machines the
-fields as well. Values are escaped, so no file or user name can forge a line.
+An event is a tag and a text (``[UPLOAD] Receiving photo.jpg (118601 bytes) from (…)``) plus fields; people see the
+text, machines the fields as well. Values are escaped, so no file or user name can forge a line.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ FORMAT_NAMES = ("human", "json")
 
 
 def configure_logging(form: str = "human", level: str = "info", stream: TextIO | None = None) -> None:
-    """Set up the process's log: ``form`` is one of ``FORMAT_NAMES``, ``level`` one of ``LEVEL_NAMES``; stderr by default.
+    """Set up the process's log: ``form`` is one of ``FORMAT_NAMES``, ``level`` one of ``LEVEL_NAMES``; stderr by
+    default.
 
     Under systemd (``JOURNAL_STREAM`` set) human lines carry no time of their own: the journal has it.
     """
@@ -61,5 +62,6 @@ def _render_human(logger: WrappedLogger, method: str, event: EventDict) -> str:
     fields = " ".join(f"{key}={printable(value)}" for key, value in event.items() if key != "peer")
     parts = [stamp, "" if level == "info" else level.upper(), text, fields]
     line = " ".join(part for part in parts if part)
-    # A traceback is our own bug; it is the one thing that may take several lines, indented so that none starts like a record.
+    # A traceback is our own bug; it is the one thing that may take several lines, indented so that none starts like a
+    # record.
     return line if trace is None else line + "\n    " + str(trace).replace("\n", "\n    ")

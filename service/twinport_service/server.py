@@ -1,12 +1,14 @@
 """A server's life, written out: what starts in which order, what stops in which order, and within which bounds.
 
-Start: identity, storage with recovery, planes, ports, ready. Stop (SIGTERM, SIGINT): ports, then transfers at their next frame
-boundary, then sessions, then the commits that are under way, then storage and ledger. A second signal skips the waiting.
+Start: identity, storage with recovery, planes, ports, ready. Stop (SIGTERM, SIGINT): ports, then transfers at their
+next frame boundary, then sessions, then the commits that are under way, then storage and ledger. A second signal
+skips the waiting.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import ipaddress
 import resource
@@ -74,6 +76,7 @@ class Server:
         """Recover, listen, serve. Raises ``OSError`` when a port cannot be had."""
         settings = self._settings
         self._loop = asyncio.get_running_loop()
+        self._empty = asyncio.Event()
         self._executor = ThreadPoolExecutor(settings.workers, thread_name_prefix="worker")
         await self._loop.run_in_executor(self._executor, self._desk.recover)
         times = ChannelTimes(
@@ -93,7 +96,7 @@ class Server:
             times=ControlTimes(settings.greeting_seconds, settings.idle_seconds, settings.stall_seconds),
             greeting=self._greeting,
             on_open=self._session_opened,
-            on_close=self._sessions.discard,
+            on_close=self._session_closed,
         )
         self._listen()
         self._clock = self._loop.call_later(_CLOCK_SECONDS, self._tick)
@@ -145,7 +148,13 @@ class Server:
 
     def _session_opened(self, session: ControlSession) -> None:
         self._sessions.add(session)
+        self._empty.clear()
         get_log().info(f"[ACTIVE CONNECTIONS] {len(self._sessions)}")
+
+    def _session_closed(self, session: ControlSession) -> None:
+        self._sessions.discard(session)
+        if not self._sessions:
+            self._empty.set()
 
     def _tick(self) -> None:
         now = self._loop.time()
@@ -182,7 +191,8 @@ class Server:
         await stop
 
     async def stop(self) -> None:
-        """Stop in order; at most about ``drain_seconds`` plus what the commits under way take. Harmless when repeated."""
+        """Stop in order; at most about ``drain_seconds`` plus what the commits under way take. Harmless when
+        repeated."""
         if self._stopping:
             return
         self._stopping = True
@@ -196,9 +206,9 @@ class Server:
         await self._loop.run_in_executor(None, self._channels.drain, drain_seconds)
         for session in list(self._sessions):
             session.stop()
-        deadline = self._loop.time() + _STOP_SECONDS
-        while self._sessions and self._loop.time() < deadline:
-            await asyncio.sleep(0.01)
+        if self._sessions:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._empty.wait(), _STOP_SECONDS)
         for session in list(self._sessions):
             session.abort()
         self._clock.cancel()

@@ -1,8 +1,8 @@
 """The upload desk: where control commands and channels of one node meet over an upload.
 
-It decides what the storage does not: who holds the lease, which channel writes a segment, whether bytes match their digest,
-when a commit may begin. What nodes must agree on lives in the ledger, the bytes in the storage; what is here may be lost at any
-moment (hash states, claims) and costs at most the unsealed part of a segment.
+It decides what the storage does not: who holds the lease, which channel writes a segment, whether bytes match their
+digest, when a commit may begin. What nodes must agree on lives in the ledger, the bytes in the storage; what is here
+may be lost at any moment (hash states, claims) and costs at most the unsealed part of a segment.
 
 Locks: an upload's ``lock`` guards its tables and is held for moments; a segment's ``lock`` is held while its bytes are
 hashed and stored, so that whoever takes the segment over, and a commit, waits for the write that is under way.
@@ -219,7 +219,8 @@ class UploadDesk:
     # channels --------------------------------------------------------------------------------------------------------
 
     def attach(self, upload_id: bytes, generation: int, user: str) -> UploadHandle:
-        """A channel joins. The ledger knows uploads of other nodes too. ``UploadUnknown``, ``Fenced``, ``UploadClosed``."""
+        """A channel joins. The ledger knows uploads of other nodes too. ``UploadUnknown``, ``Fenced``,
+        ``UploadClosed``."""
         with self._lock:
             upload = self._uploads.get(upload_id)
             if upload is None:
@@ -288,7 +289,8 @@ class UploadDesk:
         """Fence, verify, publish. Returns when the publication is under way; ``on_done`` tells its outcome.
 
         Repeatable: while one is under way its outcome is shared, and a finished upload answers what it published.
-        Refusals: ``Incomplete`` and ``RootMismatch`` (open again), ``Fenced``, ``UploadClosed``, ``UploadUnknown``, ``Busy``.
+        Refusals: ``Incomplete`` and ``RootMismatch`` (open again), ``Fenced``, ``UploadClosed``, ``UploadUnknown``,
+        ``Busy``.
         """
         record = self.ledger.load(upload_id)
         if record is None or record.spec.user != user:
@@ -366,7 +368,8 @@ class UploadDesk:
             on_done(outcome)
 
     def abort(self, user: str, upload_id: bytes, generation: int | None = None) -> None:
-        """Forget an upload; writes under way end, later ones get ``UploadClosed`` or ``UploadUnknown``. Harmless when unknown.
+        """Forget an upload; writes under way end, later ones get ``UploadClosed`` or ``UploadUnknown``. Harmless when
+        unknown.
 
         ``UploadClosed`` while it is being committed, ``Fenced`` for an older generation."""
         record = self.ledger.load(upload_id)
@@ -387,7 +390,8 @@ class UploadDesk:
         self._uploads.pop(upload_id, None)
 
     def sweep(self, older_than: float, on_abort: Callable[[UploadRecord], None] | None = None) -> int:
-        """Abort open uploads not touched since ``older_than`` (seconds since the epoch) and without a channel; how many."""
+        """Abort open uploads not touched since ``older_than`` (seconds since the epoch) and without a channel; how
+        many."""
         count = 0
         for record in self.ledger.open_uploads():
             upload = self._uploads.get(record.spec.upload_id)
