@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from twinport_protocol.errors import ErrorCode
+from twinport_service.config import Settings, flag_of
 
 PROJECT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
@@ -101,6 +103,13 @@ def test_the_verbs_in_the_readme_exist() -> None:
 def test_every_error_code_is_described(code: ErrorCode) -> None:
     lines = [line for line in read("docs/protocol.md").splitlines() if re.search(rf"\b{code.value}\b", line)]
     assert any(re.search(rf"\b{code.number}\b", line) for line in lines), f"{code.value} ({code.number})"
+
+
+def test_every_setting_of_the_server_is_described() -> None:
+    described = read("docs/server-behaviour.md")
+    keys = [flag_of(item) for item in dataclasses.fields(Settings)]
+    assert "control-port" in keys
+    assert [key for key in keys if not re.search(rf"(?<![\w-]){key}(?![\w-])", described.replace("--", " "))] == []
 
 
 def test_every_option_of_the_server_is_described() -> None:
