@@ -111,6 +111,7 @@ FrameEvent = Chunk | Message
 
 _CLIENT_BODIES: Final[dict[int, int]] = {
     FrameType.ATTACH: MAX_TICKET_BYTES,
+    FrameType.GET: 0xFFFFFFFF,  # wanted, not carried: what bounds it is the credit
     FrameType.MANIFEST: 0,
     FrameType.HAVE: 0,
     FrameType.DETACH: 0,
@@ -214,8 +215,6 @@ class FrameDecoder:
         return at
 
     def _check(self, header: Header) -> None:
-        if header.type == FrameType.GET and self._stream_type == FrameType.PUT:
-            return
         if header.type == self._stream_type:
             bound = self._max_piece_bytes
         else:
