@@ -27,6 +27,10 @@ from .access import Decide, allow_all
 from .allowance import Allowance
 from .channel_plane import ChannelBounds, ChannelPlane
 from .channel_worker import ChannelTimes
+from .classic import ClassicLimits, ClassicPlane
+from .classic_data import TransferTimes
+from .classic_pairing import PairingTimes
+from .classic_session import SessionLimits
 from .config import ConfigError, Settings
 from .control_session import ControlServices, ControlSession, ControlTimes
 from .handlers import Handlers
@@ -67,6 +71,7 @@ class Server:
         self._acceptors: list[Acceptor] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
+        self._classic: ClassicPlane | None = None
         self.control_address: tuple[str, int] = ("", 0)
         self.data_address: tuple[str, int] = ("", 0)
 
@@ -79,6 +84,9 @@ class Server:
         self._empty = asyncio.Event()
         self._executor = ThreadPoolExecutor(settings.workers, thread_name_prefix="worker")
         await self._loop.run_in_executor(self._executor, self._desk.recover)
+        if settings.classic:
+            self._classic = ClassicPlane(self._desk, self._decide, self._executor, self._classic_limits())
+            await self._loop.run_in_executor(self._executor, self._classic.recover)
         times = ChannelTimes(
             settings.attach_seconds, settings.stall_seconds, settings.idle_seconds, settings.drain_seconds
         )
@@ -111,23 +119,41 @@ class Server:
             control.close()
             raise
         self.control_address, self.data_address = _address(control), _address(data)
-        routes = Routes(control=self._open_control, channel=self._channels.accept)
-        self._reception = Receptionist(
-            routes,
-            first_byte_seconds=settings.greeting_seconds,
-            decide_seconds=settings.greeting_seconds,
+        self._receptions = [
+            Receptionist(
+                Routes(self._open_control, self._channels.accept, self._open_classic if self._classic else None),
+                # A person at a menu says nothing for a while; a program of this dialect greets at once.
+                first_byte_seconds=settings.idle_seconds if self._classic else settings.greeting_seconds,
+                decide_seconds=settings.greeting_seconds,
+            )
+        ]
+        self._acceptors = [Acceptor(control, self._receptions[0].receive)]
+        if self._classic is not None:
+            self._classic.data_port = self.data_address[1]
+            self._acceptors.append(Acceptor(data, self._classic.accept_data))
+            return
+        self._receptions.append(
+            Receptionist(
+                Routes(control=_refuse_text, channel=self._channels.accept),
+                first_byte_seconds=settings.attach_seconds,
+                decide_seconds=settings.attach_seconds,
+                capacity=settings.max_unattached,
+            )
         )
-        data_routes = Routes(control=_refuse_text, channel=self._channels.accept)
-        self._data_reception = Receptionist(
-            data_routes,
-            first_byte_seconds=settings.attach_seconds,
-            decide_seconds=settings.attach_seconds,
-            capacity=settings.max_unattached,
+        self._acceptors.append(Acceptor(data, self._receptions[1].receive))
+
+    def _classic_limits(self) -> ClassicLimits:
+        settings = self._settings
+        return ClassicLimits(
+            session=SessionLimits(settings.greeting_seconds, settings.idle_seconds, settings.stall_seconds),
+            pairing=PairingTimes(settings.classic_pair_seconds, settings.classic_pair_busy_seconds),
+            transfer=TransferTimes(settings.stall_seconds),
         )
-        self._acceptors = [Acceptor(control, self._reception.receive), Acceptor(data, self._data_reception.receive)]
 
     def _greeting(self) -> dict[str, str]:
-        return {"agent": AGENT, "data-port": str(self.data_address[1])}
+        # While classic is on, the data port is classic only: what comes first there would not tell the two apart.
+        port = self.control_address[1] if self._classic else self.data_address[1]
+        return {"agent": AGENT, "data-port": str(port)}
 
     # sessions --------------------------------------------------------------------------------------------------------
 
@@ -137,6 +163,14 @@ class Server:
             turn_away(sock, ErrorCode.BUSY)
             return
         self._spawn_session(sock, lambda: ControlSession(self._services))
+
+    def _open_classic(self, sock: socket.socket, peer: object) -> None:
+        classic = self._classic
+        if classic is None or len(self._sessions) + classic.sessions >= self._settings.max_sessions:
+            get_log().warning("[LISTENER] Refused: too many sessions", peer=peer)
+            turn_away(sock, ErrorCode.BUSY)
+            return
+        self._spawn_session(sock, classic.session_factory)
 
     def _spawn_session(self, sock: socket.socket, factory: Callable[[], asyncio.Protocol]) -> None:
         async def adopt() -> None:
@@ -198,12 +232,15 @@ class Server:
         self._stopping = True
         for acceptor in self._acceptors:
             acceptor.close()
-        self._reception.close()
-        self._data_reception.close()
+        for reception in self._receptions:
+            reception.close()
         for session in list(self._sessions):
             session.notify("draining")
         drain_seconds = self._settings.drain_seconds
-        await self._loop.run_in_executor(None, self._channels.drain, drain_seconds)
+        draining = self._loop.run_in_executor(None, self._channels.drain, drain_seconds)
+        if self._classic is not None:
+            await self._classic.drain(self._settings.classic_grace_seconds)
+        await draining
         for session in list(self._sessions):
             session.stop()
         if self._sessions:
