@@ -3,164 +3,27 @@
 It decides what the storage does not: who holds the lease, which channel writes a segment, whether bytes match their
 digest, when a commit may begin. What nodes must agree on lives in the ledger, the bytes in the storage; what is here
 may be lost at any moment (hash states, claims) and costs at most the unsealed part of a segment.
-
-Locks: an upload's ``lock`` guards its tables and is held for moments; a segment's ``lock`` is held while its bytes are
-hashed and stored, so that whoever takes the segment over, and a commit, waits for the write that is under way.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 from blake3 import blake3
 from twinport_protocol.errors import ErrorCode, Refusal
-from twinport_protocol.frames import AckStatus, Held
-from twinport_protocol.segments import Layout, Manifest, digest_of
+from twinport_protocol.frames import Held
+from twinport_protocol.segments import Manifest
 from twinport_protocol.upload import UploadState
 
 from .ledger import Ledger, UploadRecord
-from .storage.contract import SMALL_BYTES, Buffer, OnDone, OnProgress, Published, Storage, UploadSpec
+from .log import get_log
+from .storage.contract import OnDone, OnProgress, Published, Storage, UploadSpec
+from .upload_handle import STAGING_IS_GONE, OpenUpload, UploadHandle
+
+__all__ = ["OpenUpload", "UploadDesk", "UploadHandle"]
 
 _REHASH_BYTES = 1024 * 1024
-
-
-@dataclass
-class _Segment:
-    """A segment that is being written on this node."""
-
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    owner: object = None
-    received: int = 0
-    hasher: blake3 = field(default_factory=blake3)
-    sealed: bool = False
-
-    def restart(self, owner: object) -> None:
-        self.owner = owner
-        self.received = 0
-        self.hasher = blake3()
-
-
-class OpenUpload:
-    """An upload as this node knows it."""
-
-    def __init__(self, spec: UploadSpec, *, trusted: bool) -> None:
-        self.spec = spec
-        self.layout = Layout.of(spec.size)
-        self.lock = threading.Lock()
-        self.segments: dict[int, _Segment] = {}
-        self.closed = False
-        self.attached = 0
-        self.waiting: list[OnDone] = []
-        # False after a restart: sealed segments count only once their bytes were hashed again.
-        self.trusted = trusted
-
-
-class UploadHandle:
-    """One attachment of a channel to an upload, in one generation. Used by the channel's thread."""
-
-    def __init__(self, desk: UploadDesk, upload: OpenUpload, generation: int) -> None:
-        self._desk = desk
-        self._upload = upload
-        self._generation = generation
-
-    @property
-    def spec(self) -> UploadSpec:
-        """What is being uploaded."""
-        return self._upload.spec
-
-    @property
-    def layout(self) -> Layout:
-        """How it is cut."""
-        return self._upload.layout
-
-    def takes_whole(self, length: int) -> bool:
-        """Whether one piece of that length may be committed by :meth:`commit_whole`."""
-        return length == self._upload.spec.size and length <= SMALL_BYTES
-
-    def begin_piece(self, segment: int, offset: int, length: int, *, last: bool) -> bool:
-        """A piece is about to come. True when its bytes are wanted, False when they are to be dropped (sealed already).
-
-        Offset 0 starts the segment anew and takes it over from whoever wrote it; another offset goes on exactly where
-        the held bytes end. ``BadRequest``, ``BadState``, ``Fenced``, ``UploadClosed``, ``UploadUnknown``.
-        """
-        upload = self._upload
-        if segment >= upload.layout.count:
-            raise Refusal(ErrorCode.BAD_REQUEST, "no such segment")
-        end = offset + length
-        whole = upload.layout.length(segment)
-        if end > whole or (end == whole) != last:
-            raise Refusal(ErrorCode.BAD_REQUEST, "a piece beyond its segment, or a last piece that is not")
-        self._desk.ledger.check(upload.spec.upload_id, self._generation)
-        state = self._segment(segment)
-        with state.lock:
-            if state.sealed:
-                return False
-            if offset == 0:
-                state.restart(self)
-            elif offset != state.received:
-                raise Refusal(ErrorCode.BAD_STATE, f"offset {offset}, held {state.received}")
-            state.owner = self
-        return True
-
-    def write(self, segment: int, offset: int, data: Buffer) -> None:
-        """Store the next bytes of a piece that was begun; ``BadState`` when the segment was taken over meanwhile."""
-        state = self._segment(segment)
-        upload = self._upload
-        with state.lock:
-            if upload.closed:
-                raise Refusal(ErrorCode.UPLOAD_CLOSED)
-            if state.owner is not self or state.sealed or offset != state.received:
-                raise Refusal(ErrorCode.BAD_STATE, "the segment was taken over")
-            state.hasher.update(data)
-            self._desk.storage.put_piece(upload.spec.upload_id, id(self), segment, offset, data)
-            state.received += len(data)
-
-    def end_piece(self, segment: int, digest: bytes | None) -> AckStatus:
-        """The piece is complete: ``RECEIVED``, or with the segment's digest ``SEALED``. ``DigestMismatch`` drops the
-        segment's bytes; ``Fenced``, ``UploadClosed``, ``UploadUnknown``, ``BadState``."""
-        state = self._segment(segment)
-        upload = self._upload
-        with state.lock:
-            if state.owner is not self or state.sealed:
-                raise Refusal(ErrorCode.BAD_STATE, "the segment was taken over")
-            if digest is None:
-                return AckStatus.RECEIVED
-            if state.hasher.digest() != digest:
-                state.restart(None)
-                raise Refusal(ErrorCode.DIGEST_MISMATCH)
-            self._desk.storage.seal_segment(upload.spec.upload_id, id(self), segment, digest)
-            fresh = self._desk.ledger.seal(upload.spec.upload_id, self._generation, segment, digest)
-            state.sealed = True
-            state.owner = None
-        return AckStatus.SEALED if fresh else AckStatus.DUPLICATE
-
-    def commit_whole(self, data: bytes, digest: bytes, on_done: OnDone) -> None:
-        """A small file whose bytes are all in hand: verify, fence and publish. Refusals as ``end_piece``."""
-        if digest_of(data) != digest:
-            raise Refusal(ErrorCode.DIGEST_MISMATCH)
-        self._desk.commit_whole(self._upload, self._generation, data, digest, on_done)
-
-    def commit(self, digest: bytes, on_done: OnDone) -> None:
-        """Publish a one-segment upload whose only segment was sealed by this channel."""
-        self._desk.commit(self._upload.spec.user, self._upload.spec.upload_id, self._generation, digest, on_done)
-
-    def have(self) -> list[Held]:
-        """What need not be sent again."""
-        self._desk.ledger.check(self._upload.spec.upload_id, self._generation)
-        return self._desk.have(self._upload)
-
-    def detach(self) -> None:
-        """The attachment is over."""
-        self._desk.detach(self._upload)
-
-    def _segment(self, segment: int) -> _Segment:
-        state = self._upload.segments.get(segment)
-        if state is None:
-            with self._upload.lock:
-                state = self._upload.segments.setdefault(segment, _Segment())
-        return state
 
 
 class UploadDesk:
@@ -198,6 +61,8 @@ class UploadDesk:
         self._check_size(spec)
         done = self.storage.finished(spec.upload_id)
         if done is not None:
+            if (done.name, done.size) != (spec.name, spec.size):
+                raise Refusal(ErrorCode.DENIED, "the upload id has published another file")
             return done
         record = self.ledger.begin(spec)
         try:
@@ -251,6 +116,9 @@ class UploadDesk:
             lost = [segment for segment, digest in sealed.items() if self._rehash(upload, segment) != digest]
             self.ledger.unseal(upload_id, lost)
             sealed = {segment: digest for segment, digest in sealed.items() if segment not in lost}
+            with upload.lock:
+                for segment in lost:
+                    upload.segments.pop(segment, None)
             upload.trusted = True
         held = [Held(segment, upload.layout.length(segment), digest) for segment, digest in sorted(sealed.items())]
         with upload.lock:
@@ -294,45 +162,65 @@ class UploadDesk:
         """
         record = self.ledger.load(upload_id)
         if record is None or record.spec.user != user:
-            done = self.storage.finished(upload_id)
-            if done is None:
-                raise Refusal(ErrorCode.UPLOAD_UNKNOWN)
-            on_done(done)
+            self._answer_finished(upload_id, Refusal(ErrorCode.UPLOAD_UNKNOWN), on_done)
             return
         upload = self._known(record)
-        if record.state is UploadState.COMMITTING:
-            with upload.lock:
-                if not upload.waiting:  # under way on another node
-                    raise Refusal(ErrorCode.BUSY, "commit under way", retry_seconds=1)
-                upload.waiting.append(on_done)
-            return
         with upload.lock:
+            refused = self._fence(upload_id, generation)
+            if refused is None:
+                upload.closed = True
+            shares = refused is None or (refused.code is ErrorCode.UPLOAD_CLOSED and bool(upload.waiting))
+            if shares:
+                upload.waiting.append(on_done)
+        if refused is None:
+            self._publish(upload, root, on_progress)
+        elif not shares:
+            self._answer_finished(upload_id, refused, on_done)
+
+    def _fence(self, upload_id: bytes, generation: int) -> Refusal | None:
+        try:
             self.ledger.fence(upload_id, generation)
-            upload.closed = True
-            upload.waiting.append(on_done)
+        except Refusal as refusal:
+            return refusal
+        return None
+
+    def _answer_finished(self, upload_id: bytes, refused: Refusal, on_done: OnDone) -> None:
+        """An upload that cannot be committed: perhaps because it is finished, perhaps it soon will be."""
+        done = self.storage.finished(upload_id)
+        if done is not None:
+            on_done(done)
+        elif refused.code is ErrorCode.UPLOAD_CLOSED:  # under way on another node
+            raise Refusal(ErrorCode.BUSY, "commit under way", retry_seconds=1)
+        else:
+            raise refused
+
+    def _publish(self, upload: OpenUpload, root: bytes, on_progress: OnProgress | None) -> None:
         try:
             manifest = self._sealed_manifest(upload, root)
-        except Refusal:
-            self._reopen(upload)
-            with upload.lock:
-                upload.waiting.remove(on_done)
-            raise
-        self.storage.commit(upload.spec, manifest, lambda outcome: self._settle(upload, outcome), on_progress)
+            self.storage.commit(upload.spec, manifest, lambda outcome: self._settle(upload, outcome), on_progress)
+        except Refusal as refusal:
+            self._settle(upload, refusal)
+        except Exception:
+            get_log().exception("[UPLOAD] Internal error", name=upload.spec.name)
+            self._settle(upload, Refusal(ErrorCode.INTERNAL))
 
-    def commit_whole(
-        self, upload: OpenUpload, generation: int, data: bytes, digest: bytes, on_done: OnDone
-    ) -> None:
+    def commit_whole(self, upload: OpenUpload, generation: int, data: bytes, digest: bytes, on_done: OnDone) -> None:
         """As :meth:`commit`, of a small file that never was staged."""
-        upload_id = upload.spec.upload_id
-        self.ledger.fence(upload_id, generation)
+        self.ledger.fence(upload.spec.upload_id, generation)
 
         def settle(outcome: Published | Refusal) -> None:
             # Whatever the outcome, nothing of it is kept: the client holds all the bytes and sends them again.
-            self.ledger.finish(upload_id)
-            self._uploads.pop(upload_id, None)
+            self.forget(upload)
+            if upload.begun:
+                self.storage.abort(upload.spec.upload_id)
+            if isinstance(outcome, Published) and (outcome.name, outcome.root) != (upload.spec.name, digest):
+                outcome = Refusal(ErrorCode.DENIED, "the upload id has published another file")
             on_done(outcome)
 
-        self.storage.commit_small(upload.spec, data, digest, settle)
+        try:
+            self.storage.commit_small(upload.spec, data, digest, settle)
+        except Refusal as refusal:
+            settle(refusal)
 
     def _known(self, record: UploadRecord) -> OpenUpload:
         with self._lock:
@@ -352,20 +240,22 @@ class UploadDesk:
             raise Refusal(ErrorCode.ROOT_MISMATCH)
         return manifest
 
-    def _reopen(self, upload: OpenUpload) -> None:
-        self.ledger.reopen(upload.spec.upload_id)
-        upload.closed = False
-
     def _settle(self, upload: OpenUpload, outcome: Published | Refusal) -> None:
-        if isinstance(outcome, Published):
-            self.ledger.finish(upload.spec.upload_id)
-            self._uploads.pop(upload.spec.upload_id, None)
-        else:
-            self._reopen(upload)
-        with upload.lock:
+        with upload.lock:  # first: whoever commits anew from here on waits for an outcome of its own
             waiting, upload.waiting = upload.waiting, []
+        if isinstance(outcome, Published) or outcome.code in STAGING_IS_GONE:
+            self.forget(upload)
+        else:
+            upload.closed = False
+            self.ledger.reopen(upload.spec.upload_id)
         for on_done in waiting:
             on_done(outcome)
+
+    def forget(self, upload: OpenUpload) -> None:
+        """An upload is over: published, or its bytes are gone."""
+        self.ledger.finish(upload.spec.upload_id)
+        with self._lock:
+            self._uploads.pop(upload.spec.upload_id, None)
 
     def abort(self, user: str, upload_id: bytes, generation: int | None = None) -> None:
         """Forget an upload; writes under way end, later ones get ``UploadClosed`` or ``UploadUnknown``. Harmless when
@@ -375,19 +265,19 @@ class UploadDesk:
         record = self.ledger.load(upload_id)
         if record is None or record.spec.user != user:
             return
-        if generation is not None:
-            self.ledger.check(upload_id, generation)
         upload = self._known(record)
         with upload.lock:
-            if record.state is UploadState.COMMITTING:
-                raise Refusal(ErrorCode.UPLOAD_CLOSED, "being committed")
-            upload.closed = True
-            self.ledger.finish(upload_id)
+            # The fence decides between this and a commit, on whichever node that is.
+            refused = self._fence(upload_id, record.generation if generation is None else generation)
+            if refused is None:
+                upload.closed = True
+        if refused is not None and refused.code is not ErrorCode.UPLOAD_UNKNOWN:
+            raise refused
         for state in list(upload.segments.values()):
             with state.lock:
                 pass
         self.storage.abort(upload_id)
-        self._uploads.pop(upload_id, None)
+        self.forget(upload)
 
     def sweep(self, older_than: float, on_abort: Callable[[UploadRecord], None] | None = None) -> int:
         """Abort open uploads not touched since ``older_than`` (seconds since the epoch) and without a channel; how
@@ -396,7 +286,10 @@ class UploadDesk:
         for record in self.ledger.open_uploads():
             upload = self._uploads.get(record.spec.upload_id)
             if record.touched_at < older_than and record.state is UploadState.OPEN and not (upload and upload.attached):
-                self.abort(record.spec.user, record.spec.upload_id)
+                try:
+                    self.abort(record.spec.user, record.spec.upload_id)
+                except Refusal:  # it moved at last
+                    continue
                 count += 1
                 if on_abort is not None:
                     on_abort(record)

@@ -157,7 +157,10 @@ class Storage(Protocol):
         is dropped), ``UploadUnknown``."""
 
     def seal_segment(self, upload_id: bytes, writer: int, segment: int, digest: bytes) -> None:
-        """These bytes of this writer are the segment from now on: verified by the caller, immutable."""
+        """These bytes of this writer are the segment from now on: verified by the caller, immutable.
+
+        On several nodes two writers may come here with different bytes, one of them fenced a moment later: the digest
+        in the manifest that ``commit`` is given says which are meant."""
 
     def read_staged(self, upload_id: bytes, segment: int, offset: int, buffer: bytearray | memoryview) -> int:
         """Read back staged bytes of a segment, to hash them again; fewer where fewer are held."""

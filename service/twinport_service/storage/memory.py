@@ -37,8 +37,8 @@ class _Staging:
     spec: UploadSpec
     pieces: dict[tuple[int, int], bytearray] = field(default_factory=dict)
     """By (segment, writer): what each writer has stored of a segment."""
-    sealed: dict[int, int] = field(default_factory=dict)
-    """By segment: the writer whose bytes are the segment."""
+    sealed: dict[tuple[int, bytes], int] = field(default_factory=dict)
+    """By segment and digest: the writer whose bytes they are. Two nodes may seal different bytes: a manifest chooses."""
 
 
 class MemoryReader:
@@ -125,13 +125,14 @@ class MemoryStorage:
         with self._lock:
             staging = self._staging(upload_id)
             staging.pieces.setdefault((segment, writer), bytearray())  # the only segment of an empty file
-            staging.sealed[segment] = writer
+            staging.sealed[segment, digest] = writer
 
     def read_staged(self, upload_id: bytes, segment: int, offset: int, buffer: bytearray | memoryview) -> int:
         """See the contract."""
         with self._lock:
             staging = self._staging(upload_id)
-            held = staging.pieces.get((segment, staging.sealed.get(segment, -1)))
+            writers = [writer for (sealed, _), writer in staging.sealed.items() if sealed == segment]
+            held = staging.pieces.get((segment, writers[-1])) if writers else None
             if held is None:
                 held = max((piece for key, piece in staging.pieces.items() if key[0] == segment), key=len, default=None)
             return 0 if held is None else MemoryReader(bytes(held)).read_into(offset, buffer)
@@ -174,9 +175,10 @@ class MemoryStorage:
             return done
         staging = self._staging(spec.upload_id)
         count = manifest.layout.count
-        if any(segment not in staging.sealed for segment in range(count)):
+        wanted = [(segment, manifest.digest(segment)) for segment in range(count)]
+        if any(key not in staging.sealed for key in wanted):
             raise Refusal(ErrorCode.INCOMPLETE)
-        data = b"".join(staging.pieces[segment, staging.sealed[segment]] for segment in range(count))
+        data = b"".join(staging.pieces[key[0], staging.sealed[key]] for key in wanted)
         if len(data) != manifest.file_bytes:
             raise Refusal(ErrorCode.INCOMPLETE, f"{len(data)} of {manifest.file_bytes} bytes are staged")
         self._check_publishable(spec.name, spec.precondition)

@@ -1,0 +1,186 @@
+"""One upload as a node knows it, and what a channel that is attached to it may do.
+
+Locks: an upload's ``lock`` guards its tables and is held for moments; a segment's ``lock`` is held while its bytes are
+hashed and stored, so that whoever takes the segment over, and a commit, waits for the write that is under way.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from blake3 import blake3
+from twinport_protocol.errors import ErrorCode, Refusal
+from twinport_protocol.frames import AckStatus, Held
+from twinport_protocol.segments import Layout, digest_of
+
+from .storage.contract import SMALL_BYTES, Buffer, OnDone, UploadSpec
+
+if TYPE_CHECKING:
+    from .uploads import UploadDesk
+
+STAGING_IS_GONE = frozenset({ErrorCode.DISK_FULL, ErrorCode.UPLOAD_UNKNOWN})
+"""Refusals of the storage after which it holds nothing of the upload."""
+
+
+@dataclass
+class _Segment:
+    """A segment that is being written on this node."""
+
+    sealed: bool
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    owner: object = None
+    # The storage's word for this node's copy. Not the channel's: another channel may go on where one ended.
+    writer: int = field(default_factory=lambda: secrets.randbits(63))
+    received: int = 0
+    hasher: blake3 = field(default_factory=blake3)
+
+    def restart(self, owner: object) -> None:
+        self.owner = owner
+        self.received = 0
+        self.hasher = blake3()
+
+
+class OpenUpload:
+    """An upload as this node knows it."""
+
+    def __init__(self, spec: UploadSpec, *, trusted: bool) -> None:
+        self.spec = spec
+        self.layout = Layout.of(spec.size)
+        self.lock = threading.Lock()
+        self.segments: dict[int, _Segment] = {}
+        # Small files are begun in the storage only if their bytes do not come all at once.
+        self.begun = spec.size > SMALL_BYTES
+        self.closed = False
+        self.attached = 0
+        self.waiting: list[OnDone] = []
+        # False after a restart: sealed segments count only once their bytes were hashed again.
+        self.trusted = trusted
+
+
+class UploadHandle:
+    """One attachment of a channel to an upload, in one generation. Used by the channel's thread."""
+
+    def __init__(self, desk: UploadDesk, upload: OpenUpload, generation: int) -> None:
+        self._desk = desk
+        self._upload = upload
+        self._generation = generation
+
+    @property
+    def spec(self) -> UploadSpec:
+        """What is being uploaded."""
+        return self._upload.spec
+
+    @property
+    def layout(self) -> Layout:
+        """How it is cut."""
+        return self._upload.layout
+
+    def takes_whole(self, length: int) -> bool:
+        """Whether one piece of that length may be committed by :meth:`commit_whole`."""
+        return length == self._upload.spec.size and length <= SMALL_BYTES
+
+    def begin_piece(self, segment: int, offset: int, length: int, *, last: bool) -> bool:
+        """A piece is about to come. True when its bytes are wanted, False when they are to be dropped (sealed already).
+
+        Offset 0 starts the segment anew and takes it over from whoever wrote it; another offset goes on exactly where
+        the held bytes end. ``BadRequest``, ``BadState``, ``Fenced``, ``UploadClosed``, ``UploadUnknown``.
+        """
+        upload = self._upload
+        if segment >= upload.layout.count:
+            raise Refusal(ErrorCode.BAD_REQUEST, "no such segment")
+        end = offset + length
+        whole = upload.layout.length(segment)
+        if end > whole or (end == whole) != last:
+            raise Refusal(ErrorCode.BAD_REQUEST, "a piece beyond its segment, or a last piece that is not")
+        self._desk.ledger.check(upload.spec.upload_id, self._generation)
+        state = self._segment(segment)
+        with state.lock:
+            if state.sealed:
+                return False
+            self._require_open()
+            if not upload.begun:
+                self._desk.storage.begin(upload.spec)
+                upload.begun = True
+            if offset == 0:
+                state.restart(self)
+            elif offset != state.received:
+                raise Refusal(ErrorCode.BAD_STATE, f"offset {offset}, held {state.received}")
+            state.owner = self
+        return True
+
+    def write(self, segment: int, offset: int, data: Buffer) -> None:
+        """Store the next bytes of a piece that was begun; ``BadState`` when the segment was taken over meanwhile."""
+        state = self._segment(segment)
+        with state.lock:
+            self._require_open()
+            self._require_owner(state)
+            if offset != state.received:
+                raise Refusal(ErrorCode.BAD_STATE, f"offset {offset}, held {state.received}")
+            try:
+                self._desk.storage.put_piece(self.spec.upload_id, state.writer, segment, offset, data)
+            except Refusal as refusal:
+                if refusal.code in STAGING_IS_GONE:
+                    self._desk.forget(self._upload)
+                raise
+            state.hasher.update(data)
+            state.received += len(data)
+
+    def end_piece(self, segment: int, digest: bytes | None) -> AckStatus:
+        """The piece is complete: ``RECEIVED``, or with the segment's digest ``SEALED``. ``DigestMismatch`` drops the
+        segment's bytes; ``Fenced``, ``UploadClosed``, ``UploadUnknown``, ``BadState``."""
+        state = self._segment(segment)
+        upload_id = self.spec.upload_id
+        with state.lock:
+            self._require_owner(state)
+            if digest is None:
+                return AckStatus.RECEIVED
+            if state.hasher.digest() != digest:
+                state.restart(None)
+                raise Refusal(ErrorCode.DIGEST_MISMATCH)
+            self._desk.ledger.check(upload_id, self._generation)
+            self._desk.storage.seal_segment(upload_id, state.writer, segment, digest)
+            fresh = self._desk.ledger.seal(upload_id, self._generation, segment, digest)
+            state.sealed = True
+            state.owner = None
+        return AckStatus.SEALED if fresh else AckStatus.DUPLICATE
+
+    def commit_whole(self, data: bytes, digest: bytes, on_done: OnDone) -> None:
+        """A small file whose bytes are all in hand: verify, fence and publish. Refusals as ``end_piece``."""
+        if digest_of(data) != digest:
+            raise Refusal(ErrorCode.DIGEST_MISMATCH)
+        self._desk.commit_whole(self._upload, self._generation, data, digest, on_done)
+
+    def commit(self, digest: bytes, on_done: OnDone) -> None:
+        """Publish a one-segment upload whose only segment was sealed by this channel."""
+        self._desk.commit(self._upload.spec.user, self._upload.spec.upload_id, self._generation, digest, on_done)
+
+    def have(self) -> list[Held]:
+        """What need not be sent again."""
+        self._desk.ledger.check(self._upload.spec.upload_id, self._generation)
+        return self._desk.have(self._upload)
+
+    def detach(self) -> None:
+        """The attachment is over."""
+        self._desk.detach(self._upload)
+
+    def _segment(self, segment: int) -> _Segment:
+        upload = self._upload
+        state = upload.segments.get(segment)
+        if state is None:
+            # Sealed before a restart or on another node: immutable here too.
+            sealed = segment in self._desk.ledger.sealed(upload.spec.upload_id)
+            with upload.lock:
+                state = upload.segments.setdefault(segment, _Segment(sealed))
+        return state
+
+    def _require_open(self) -> None:
+        if self._upload.closed:
+            raise Refusal(ErrorCode.UPLOAD_CLOSED)
+
+    def _require_owner(self, state: _Segment) -> None:
+        if state.owner is not self or state.sealed:
+            self._desk.ledger.check(self.spec.upload_id, self._generation)  # says so if it is the upload that is lost
+            raise Refusal(ErrorCode.BAD_STATE, "the segment was taken over")
