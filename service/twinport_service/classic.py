@@ -88,6 +88,11 @@ class ClassicPlane:
         """How many transfers run."""
         return self._services.threads.count
 
+    @property
+    def waiting(self) -> int:
+        """How many transfers wait for their turn or their data connection."""
+        return self._services.turns.count
+
     def recover(self) -> None:
         """Forget the uploads of an earlier run: nobody can resume them. Blocks; after the desk's own recovery.
 

@@ -71,6 +71,11 @@ class Turns:
         self._transfers = transfers
         self._timer: asyncio.TimerHandle | None = None
 
+    @property
+    def count(self) -> int:
+        """How many wait, or expect a connection."""
+        return self._pairing.size
+
     def check_room(self, running: int) -> None:
         """``Busy`` when ``running`` transfers and those that wait for their turn are as many as may be."""
         if running + self._pairing.size >= self._transfers:

@@ -9,7 +9,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from twinport_service.access import Decide, allow_all
 from twinport_service.classic import ClassicLimits, ClassicPlane
@@ -44,6 +44,7 @@ class RunningPlane:
     control_port: int
     data_port: int
     log: io.StringIO
+    complaints: list[str] = field(default_factory=list)
 
     def client(self, *, timeout: float = 20.0, source: str | None = None) -> ReferenceClient:
         """A new session."""
@@ -70,9 +71,11 @@ def running_plane(
     started = threading.Event()
     running: list[RunningPlane] = []
     stop: list[asyncio.Event] = []
+    complaints: list[str] = []
 
     async def serve() -> None:
         loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda loop, context: complaints.append(str(context)))
         with ThreadPoolExecutor(4) as executor:
             plane = ClassicPlane(desk, decide, executor, limits)
             control = await loop.create_server(plane.session_factory, "127.0.0.1", 0, backlog=512)
@@ -90,7 +93,7 @@ def running_plane(
             control_port = control.sockets[0].getsockname()[1]
             stop.append(asyncio.Event())
             running.append(
-                RunningPlane(plane, desk, storage, loop, "127.0.0.1", control_port, plane.data_port, log)
+                RunningPlane(plane, desk, storage, loop, "127.0.0.1", control_port, plane.data_port, log, complaints)
             )
             started.set()
             await stop[0].wait()
