@@ -1,0 +1,157 @@
+"""``ls``, ``stat``, ``rm``, ``mv``, ``mkdir`` and ``verify``."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from twinport.errors import PartialFailureError, TwinportError, shared_exit_code
+
+from .context import Settings
+
+if TYPE_CHECKING:
+    from twinport.client import RemoteEntry
+
+_AS_JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object per line.")
+
+
+def _facts(entry: RemoteEntry) -> dict[str, Any]:
+    return {
+        "name": entry.name,
+        "kind": "directory" if entry.is_directory else "file",
+        "size": entry.size,
+        "mtime_ns": entry.mtime_ns,
+        "executable": entry.executable,
+        "root": None if entry.root is None else entry.root.hex(),
+    }
+
+
+@click.command()
+@click.argument("prefix", default="", metavar="[PREFIX]")
+@click.option("-r", "--recursive", is_flag=True, help="All files below, and the empty directories.")
+@click.option("-l", "--long", "is_long", is_flag=True, help="Size and time too.")
+@_AS_JSON
+@click.pass_obj
+def ls(settings: Settings, prefix: str, recursive: bool, is_long: bool, as_json: bool) -> None:
+    """List what is on the server, in the order of the bytes of the names. Directories end in a slash.
+
+    \b
+    Examples:
+      twinport ls
+      twinport ls -r backup --json
+    """
+    from twinport.walk import show
+
+    from .display import format_bytes, format_time
+
+    with settings.connect() as client:
+        for entry in client.list(prefix, recursive=recursive):
+            if as_json:
+                click.echo(json.dumps(_facts(entry), ensure_ascii=False))
+            elif is_long:
+                size = "-" if entry.is_directory else format_bytes(entry.size)
+                click.echo(f"{size:>11}  {format_time(entry.mtime_ns):19}  {show(entry.key)}")
+            else:
+                click.echo(show(entry.key))
+
+
+@click.command()
+@click.argument("name")
+@_AS_JSON
+@click.pass_obj
+def stat(settings: Settings, name: str, as_json: bool) -> None:
+    """Say what NAME is on the server.
+
+    \b
+    Example:
+      twinport stat film.mkv --json
+    """
+    from twinport.walk import show
+
+    from .display import format_time
+
+    with settings.connect() as client:
+        entry = client.stat(name)
+    if as_json:
+        click.echo(json.dumps(_facts(entry), ensure_ascii=False))
+        return
+    click.echo(f"name  {show(entry.key)}")
+    if not entry.is_directory:
+        click.echo(f"size  {entry.size}")
+    click.echo(f"time  {format_time(entry.mtime_ns)}")
+    if entry.executable:
+        click.echo("executable")
+    if entry.root is not None:
+        click.echo(f"root  {entry.root.hex()}")
+
+
+@click.command()
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.option("-r", "--recursive", is_flag=True, help="Directories with all in them.")
+@click.pass_obj
+def rm(settings: Settings, names: tuple[str, ...], recursive: bool) -> int:
+    """Remove files and empty directories from the server; with -r directories and all in them.
+
+    \b
+    Example:
+      twinport rm -r backup/2019
+    """
+    errors: list[TwinportError] = []
+    with settings.connect() as client:
+        for name in names:
+            try:
+                client.delete(name, recursive=recursive)
+            except TwinportError as error:
+                click.echo(f"twinport: {error.message}", err=True)
+                errors.append(error)
+    return shared_exit_code(errors) if len(errors) == len(names) else min(len(errors), PartialFailureError.exit_code)
+
+
+@click.command()
+@click.argument("source")
+@click.argument("target")
+@click.option("--no-replace", is_flag=True, help="Refuse to replace a file that is there.")
+@click.pass_obj
+def mv(settings: Settings, source: str, target: str, no_replace: bool) -> None:
+    """Rename a file or directory on the server. TARGET is the whole new name.
+
+    \b
+    Example:
+      twinport mv draft.txt letters/final.txt
+    """
+    with settings.connect() as client:
+        client.move(source, target, if_absent=no_replace)
+
+
+@click.command()
+@click.argument("name")
+@click.pass_obj
+def mkdir(settings: Settings, name: str) -> None:
+    """Make a directory on the server, with its parents.
+
+    \b
+    Example:
+      twinport mkdir backup/2026
+    """
+    with settings.connect() as client:
+        client.mkdir(name)
+
+
+@click.command()
+@click.argument("name")
+@click.argument("path", type=click.Path())
+@click.pass_obj
+def verify(settings: Settings, name: str, path: str) -> None:
+    """Compare the file NAME on the server with the local file PATH, by their digests: no bytes travel. Exit code 7 if
+    they differ.
+
+    \b
+    Example:
+      twinport verify film.mkv film.mkv
+    """
+    with settings.connect() as client:
+        root = client.verify(name, path)
+    if not settings.quiet:
+        click.echo(f"same  {root.hex()}")

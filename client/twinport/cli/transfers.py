@@ -1,0 +1,117 @@
+"""``put`` and ``get``."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING
+
+import click
+
+from twinport.errors import shared_exit_code
+
+from .context import Settings
+
+if TYPE_CHECKING:
+    from twinport.report import TransferReport
+
+    from .display import TerminalObserver
+
+
+@click.command()
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...", type=click.Path())
+@click.option("--to", default="", metavar="DIR", help="Directory on the server; made if missing.")
+@click.option("-r", "--recursive", is_flag=True, help="Directories with all in them.")
+@click.option("--follow", is_flag=True, help="Follow symbolic links that stay inside the tree.")
+@click.option("--no-replace", is_flag=True, help="Refuse to replace a file that is there.")
+@click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
+@click.pass_obj
+def put(
+    settings: Settings, paths: tuple[str, ...], to: str, recursive: bool, follow: bool, no_replace: bool, as_json: bool
+) -> int:
+    """Send files to the server, each under its own name.
+
+    When this exits with 0, every file is on the server's stable storage, verified end to end. What an interrupted run
+    has sent is not sent again.
+
+    \b
+    Examples:
+      twinport put film.mkv
+      twinport put -r photos --to backup/2026
+    """
+    from .display import TerminalObserver
+
+    observer = TerminalObserver(settings.quiet)
+    with settings.connect() as client:
+        try:
+            report = client.put(
+                list(paths),
+                to,
+                recursive=recursive,
+                follow=follow,
+                if_absent=no_replace,
+                check=False,
+                progress=observer,
+            )
+        finally:
+            observer.clear()
+    return _finish(settings, observer, report, "sent", as_json)
+
+
+@click.command()
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.option("-o", "--output", metavar="PATH", type=click.Path(), help="Where to, or what to call the one copy.")
+@click.option("-r", "--recursive", is_flag=True, help="Directories with all in them.")
+@click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
+@click.pass_obj
+def get(settings: Settings, names: tuple[str, ...], output: str | None, recursive: bool, as_json: bool) -> int:
+    """Fetch files from the server.
+
+    Without -o into the current directory. With one NAME, -o names the copy (for a file: unless PATH is a directory or
+    ends in a slash); with several, it is the directory that they go into. A file appears under its name only complete
+    and verified.
+
+    \b
+    Examples:
+      twinport get film.mkv
+      twinport get -r backup/2026/photos -o photos
+    """
+    from .display import TerminalObserver
+
+    observer = TerminalObserver(settings.quiet)
+    exact = output is not None and len(names) == 1
+    if exact and output is not None and not recursive:
+        exact = not (os.path.isdir(output) or output.endswith(("/", os.sep)))
+    with settings.connect() as client:
+        try:
+            report = client.get(
+                list(names), output or ".", recursive=recursive, exact=exact, check=False, progress=observer
+            )
+        finally:
+            observer.clear()
+    return _finish(settings, observer, report, "fetched", as_json)
+
+
+def _finish(
+    settings: Settings, observer: TerminalObserver, report: TransferReport, verb: str, as_json: bool
+) -> int:
+    if as_json:
+        outcome = {
+            "files": report.files_done,
+            "files_kept": report.files_kept,
+            "directories": report.directories_done,
+            "bytes": report.bytes_moved,
+            "bytes_kept": report.bytes_kept,
+            "failures": [
+                {"name": failure.name, "code": failure.error.code, "message": failure.error.message}
+                for failure in report.failures
+            ],
+            "notes": report.notes,
+        }
+        click.echo(json.dumps(outcome))
+    elif report.failures or not settings.quiet:
+        click.echo(f"twinport: {observer.summary(report, verb)}", err=True)
+    if not report.failures:
+        return 0
+    others = report.files_done + report.files_kept + report.directories_done
+    return 1 if others else shared_exit_code([failure.error for failure in report.failures])

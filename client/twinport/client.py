@@ -1,0 +1,432 @@
+"""The library's front door: one connection to one server, and what can be done over it.
+
+A :class:`Client` is used by one thread at a time. Its calls block; threads of its own own the sockets.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from types import TracebackType
+from typing import Any
+
+from twinport_protocol.errors import ErrorCode, ProtocolError
+from twinport_protocol.messages import Reply, ReplyKind, Verb
+from twinport_protocol.names import parse_name, parse_prefix
+from twinport_protocol.numbers import parse_signed, parse_size
+from twinport_protocol.segments import Manifest
+from twinport_protocol.tickets import decode_ticket
+
+from .addresses import DEFAULT_PORT, Address
+from .backoff import Backoff
+from .data_channel import SILENT_SECONDS
+from .engine import Policy
+from .errors import (
+    BusyError,
+    IntegrityError,
+    NetworkError,
+    NotFoundError,
+    ServerProtocolError,
+    TwinportError,
+    UsageError,
+    local_failure,
+    refusal,
+)
+from .report import Observer, SilentObserver, TransferReport
+from .session import Session, open_session
+from .transfer import PATIENCE_SECONDS, Transfer
+
+PAGE_ENTRIES = 5000
+Names = str | Sequence[str]
+Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+_Tries = list[int]
+_Replies = list[Reply]  # inside the class, list is a method
+
+
+@dataclass(frozen=True)
+class RemoteEntry:
+    """A file (``kind`` "f") or directory ("d") on the server. ``root`` is None where the server would have to hash."""
+
+    name: str
+    kind: str
+    size: int
+    mtime_ns: int
+    executable: bool = False
+    root: bytes | None = None
+
+    @property
+    def is_directory(self) -> bool:
+        """Whether it is a directory."""
+        return self.kind == "d"
+
+    @property
+    def key(self) -> str:
+        """What listings are ordered by."""
+        return self.name + "/" if self.is_directory else self.name
+
+
+def version() -> str:
+    """The version of this package."""
+    return metadata.version("twinport")
+
+
+class Client:
+    """A connection to a server; see :func:`connect`. Reconnects by itself while something is under way."""
+
+    def __init__(
+        self,
+        address: Address,
+        *,
+        channels: int = 4,
+        patience_seconds: float = PATIENCE_SECONDS,
+        silent_seconds: float = SILENT_SECONDS,
+        policy: Policy | None = None,
+    ) -> None:
+        if channels < 1:
+            raise UsageError("a transfer needs at least one channel")
+        self._address = address
+        self._channels = channels
+        self._patience_seconds = patience_seconds
+        self._silent_seconds = silent_seconds
+        self._policy = policy or Policy()
+        self._agent = f"twinport/{version()}"
+        self._session: Session | None = open_session(address, self._agent)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Say goodbye and close the connection. Harmless when repeated."""
+        session, self._session = self._session, None
+        if session is not None:
+            session.close()
+
+    # transfers -------------------------------------------------------------------------------------------------------
+
+    def put(
+        self,
+        paths: Paths,
+        to: str = "",
+        *,
+        recursive: bool = False,
+        follow: bool = False,
+        if_absent: bool = False,
+        check: bool = True,
+        progress: Observer | None = None,
+    ) -> TransferReport:
+        """Send files, and directories with ``recursive``, to the remote directory ``to``.
+
+        When this returns without an error, every file is on the server's stable storage under its name, verified. What
+        an interrupted run has sent is not sent again. ``if_absent`` refuses to replace. With ``check`` a failure is
+        raised after the rest was sent (the file's own error, or ``PartialFailureError``); without, look at the report.
+        """
+        from .feeds import UploadFeed  # noqa: PLC0415  # a listing must not pay for it
+        from .upload_engine import UploadEngine  # noqa: PLC0415
+        from .upload_lane import UploadLane  # noqa: PLC0415
+
+        session = self._connected()
+        lock = threading.Lock()
+        feed = UploadFeed(_paths(paths), _prefix(to), recursive=recursive, follow=follow, listing=self._listing)
+        options = {"if-absent": "1"} if if_absent else {}
+        engine = UploadEngine(
+            session.limits, self._policy, time.monotonic, lambda: secrets.token_hex(16), feed.find_again, options
+        )
+        transfer = Transfer(
+            engine,
+            lock,
+            self._current_session,
+            lambda current, on_change: UploadLane(engine, lock, current.limits, on_change, time.monotonic),
+            progress or SilentObserver(),
+            channels=self._channels,
+            patience_seconds=self._patience_seconds,
+            silent_seconds=self._silent_seconds,
+        )
+        transfer.run(feed.items(), lambda item: feed.add(engine, item))
+        if check:
+            engine.report.raise_for_failures()
+        return engine.report
+
+    def get(
+        self,
+        names: Names,
+        to: str | os.PathLike[str] = ".",
+        *,
+        recursive: bool = False,
+        exact: bool = False,
+        check: bool = True,
+        progress: Observer | None = None,
+    ) -> TransferReport:
+        """Fetch files, and directories with ``recursive``, into the local directory ``to``, each under its last part.
+
+        With ``exact``, of one name, ``to`` is not where the copy goes but what it is called. A file appears under its
+        name only complete, verified and flushed to disk, with its time and executable bit; what is there already is
+        kept. ``check`` as in :meth:`put`.
+        """
+        from .download_engine import DownloadEngine  # noqa: PLC0415  # as in put
+        from .download_lane import DownloadLane  # noqa: PLC0415
+        from .feeds import DownloadFeed  # noqa: PLC0415
+        from .flusher import Flusher  # noqa: PLC0415
+        from .target_tree import TargetTree  # noqa: PLC0415
+
+        wanted = [names] if isinstance(names, str) else list(names)
+        if exact and len(wanted) != 1:
+            raise UsageError("several names need a directory to go into")
+        session = self._connected()
+        lock = threading.Lock()
+        engine = DownloadEngine(session.limits, self._policy, time.monotonic)
+        feed = DownloadFeed(wanted, os.fspath(to), recursive=recursive, exact=exact, listing=self._listing)
+        tree = TargetTree(feed.root)
+
+        def on_published(outcomes: list[tuple[Any, TwinportError | None]]) -> None:
+            with lock:
+                for job, error in outcomes:
+                    engine.published(job, error)
+            transfer.on_change()
+
+        flusher = Flusher(tree, on_published)
+        transfer = Transfer(
+            engine,
+            lock,
+            self._current_session,
+            lambda current, on_change: DownloadLane(engine, lock, current.limits, on_change, tree, flusher),
+            progress or SilentObserver(),
+            channels=self._channels,
+            patience_seconds=self._patience_seconds,
+            silent_seconds=self._silent_seconds,
+        )
+        flusher.start()
+        try:
+            transfer.run(feed.items(), lambda item: feed.add(engine, tree, item))
+        finally:
+            flusher.close()
+            _finish(tree)
+        if check:
+            engine.report.raise_for_failures()
+        return engine.report
+
+    # names -----------------------------------------------------------------------------------------------------------
+
+    def list(self, prefix: str = "", *, recursive: bool = False) -> Iterator[RemoteEntry]:
+        """What is directly below ``prefix``, in the order of the bytes of the names; with ``recursive`` all files and
+        the empty directories. A prefix that is a file lists that file. ``NotFoundError``."""
+        return self._listing(_prefix(prefix), recursive)
+
+    def _listing(self, prefix: str, recursive: bool) -> Iterator[RemoteEntry]:
+        after = ""
+        words = (prefix,) if prefix else ()
+        while True:
+            options = {"limit": str(PAGE_ENTRIES)}
+            if not recursive:
+                options["depth"] = "1"
+            if after:
+                options["after"] = after
+            replies = self._call(f"cannot list {prefix or 'the server'}", Verb.LIST, words, options)
+            for reply in replies[:-1]:
+                entry = _entry(reply.words[0] if reply.words else "", reply)
+                if entry.key.encode("utf-8", "surrogateescape") <= after.encode("utf-8", "surrogateescape"):
+                    raise ServerProtocolError("the server's listing runs in circles")
+                after = entry.key
+                yield entry
+            if replies[-1].options.get("more") != "1" or len(replies) == 1:
+                return
+
+    def stat(self, name: str) -> RemoteEntry:
+        """What ``name`` is. ``NotFoundError``."""
+        return _entry(name, self._call(f"no information on {name}", Verb.STAT, (_name(name),))[-1])
+
+    def delete(self, name: str, *, recursive: bool = False, if_match: bytes | None = None) -> int:
+        """Remove a file or an empty directory; with ``recursive`` a directory and all in it, the number of entries
+        removed is returned. ``if_match`` removes the file only if it has that root. ``NotFoundError``,
+        ``ConflictError``."""
+        options = {"if-match": if_match.hex()} if if_match is not None else {}
+        if not recursive:
+            self._delete_one(_name(name), options)
+            return 1
+        from .removal import delete_tree  # noqa: PLC0415  # rarely needed
+
+        return delete_tree(self.list, self._delete_one, _name(name))
+
+    def _delete_one(self, name: str, options: dict[str, str] | None = None) -> None:
+        tries: _Tries = []
+        try:
+            self._call(f"cannot remove {name}", Verb.DELETE, (name,), options, tries)
+        except NotFoundError:
+            # The first try's answer was lost; the second finds the work done.
+            if len(tries) == 1:
+                raise
+
+    def move(self, source: str, target: str, *, if_absent: bool = False) -> None:
+        """Rename a file, replacing what is at ``target``, or a directory. ``NotFoundError``, ``ConflictError``."""
+        options = {"if-absent": "1"} if if_absent else {}
+        self._call(f"cannot move {source}", Verb.MOVE, (_name(source), _name(target)), options)
+
+    def mkdir(self, name: str) -> None:
+        """Make a directory and its parents; harmless when it is there. ``ConflictError``."""
+        self._call(f"cannot make the directory {name}", Verb.MKDIR, (_name(name),))
+
+    def manifest(self, name: str) -> Manifest:
+        """The segment digests of a remote file, checked against its root. ``NotFoundError``, ``IntegrityError``."""
+        from .manifest_call import fetch_manifest  # noqa: PLC0415  # rarely needed
+
+        reply = self._call(f"no manifest of {name}", Verb.DOWNLOAD, (_name(name),))[-1]
+        size, root = _size_and_root(reply)
+        return fetch_manifest(self._connected(), decode_ticket(reply.options["ticket"]), size, root, name)
+
+    def verify(self, name: str, path: str | os.PathLike[str]) -> bytes:
+        """The root that the remote file and the local one have in common; ``IntegrityError`` if they differ."""
+        from .sources import SourceChangedError, hash_file  # noqa: PLC0415  # hashing only where it is needed
+
+        size, root = _size_and_root(self._call(f"cannot verify {name}", Verb.DOWNLOAD, (_name(name),))[-1])
+        try:
+            local = hash_file(os.fspath(path))
+        except OSError as error:
+            raise local_failure(f"cannot read {os.fspath(path)}", error) from None
+        except SourceChangedError:
+            raise UsageError(f"cannot verify {os.fspath(path)}: it is no regular file, or it changes") from None
+        if local.file_bytes != size or local.root != root:
+            what = "sizes" if local.file_bytes != size else "contents"
+            raise IntegrityError(f"{name} and {os.fspath(path)} differ in their {what}", "Differs")
+        return root
+
+    def ping(self) -> float:
+        """Seconds that one round trip takes."""
+        start = time.perf_counter()
+        self._call("no answer", Verb.PING)
+        return time.perf_counter() - start
+
+    # the session -----------------------------------------------------------------------------------------------------
+
+    def _connected(self) -> Session:
+        session = self._session
+        if session is None:
+            raise UsageError("this client is closed")
+        if session.link.error is not None:
+            return self._current_session(True)
+        return session
+
+    def _current_session(self, anew: bool) -> Session:
+        """The session, or another one in its place."""
+        session = self._session
+        if session is None:
+            raise UsageError("this client is closed")
+        if anew:
+            session.close()
+            session = self._session = open_session(self._address, self._agent)
+        return session
+
+    def _call(
+        self,
+        subject: str,
+        verb: Verb,
+        words: tuple[str, ...] = (),
+        options: dict[str, str] | None = None,
+        tries: _Tries | None = None,
+    ) -> _Replies:
+        """The replies to one command, repeated over a new connection when the old one is lost; refusals are raised."""
+        backoff = Backoff()
+        give_up_at = time.monotonic() + self._patience_seconds
+        while True:
+            if tries is not None:
+                tries.append(1)
+            try:
+                replies = self._connected().link.call(verb, words, options).result()
+            except (NetworkError, BusyError) as error:
+                if isinstance(error, ServerProtocolError) or backoff.failures >= CALL_TRIES:
+                    raise
+                time.sleep(min(backoff.next_seconds(), max(0.0, give_up_at - time.monotonic())))
+                continue
+            final = replies[-1]
+            if final.kind is not ReplyKind.ERROR:
+                return replies
+            code = final.code or ErrorCode.INTERNAL
+            if code is not ErrorCode.BUSY or backoff.failures >= CALL_TRIES:
+                raise refusal(code, subject)
+            time.sleep((final.retry_seconds or 0) + backoff.next_seconds())
+
+
+CALL_TRIES = 5
+
+
+def connect(
+    host: str,
+    port: int = DEFAULT_PORT,
+    *,
+    channels: int = 4,
+    patience_seconds: float = PATIENCE_SECONDS,
+    silent_seconds: float = SILENT_SECONDS,
+    policy: Policy | None = None,
+) -> Client:
+    """Connect to a server; use the client as a context manager, or close it.
+
+    ``channels`` bounds the data connections of a transfer; ``patience_seconds`` how long one goes on trying while
+    nothing moves; ``silent_seconds`` how long a data connection may owe an answer. ``NetworkError``, ``BusyError``.
+    """
+    return Client(
+        Address(host, port),
+        channels=channels,
+        patience_seconds=patience_seconds,
+        silent_seconds=silent_seconds,
+        policy=policy,
+    )
+
+
+def _finish(tree: Any) -> None:
+    """Directories without files in them must last too."""
+    try:
+        tree.sync_made()
+    except OSError as error:
+        raise local_failure("cannot flush the target directory", error) from None
+    finally:
+        tree.close()
+
+
+def _paths(paths: Paths) -> list[str]:
+    if isinstance(paths, (str, os.PathLike)):
+        return [os.fspath(paths)]
+    return [os.fspath(path) for path in paths]
+
+
+def _name(name: str) -> str:
+    try:
+        return parse_name(name)
+    except ProtocolError as error:
+        raise UsageError(f"{name!r}: {error.code.text} [{error.code.value}]", error.code.value) from None
+
+
+def _prefix(prefix: str) -> str:
+    try:
+        return parse_prefix(prefix)
+    except ProtocolError as error:
+        raise UsageError(f"{prefix!r}: {error.code.text} [{error.code.value}]", error.code.value) from None
+
+
+def _size_and_root(reply: Reply) -> tuple[int, bytes]:
+    try:
+        return parse_size(reply.options["size"].encode()), bytes.fromhex(reply.options["root"])
+    except (ProtocolError, KeyError, ValueError) as error:
+        raise ServerProtocolError(f"the server's answer makes no sense ({error})") from None
+
+
+def _entry(name: str, reply: Reply) -> RemoteEntry:
+    options = reply.options
+    try:
+        return RemoteEntry(
+            name,
+            options["kind"],
+            parse_size(options["size"].encode()),
+            parse_signed(options["mtime"].encode()),
+            options.get("exec") == "1",
+            bytes.fromhex(options["root"]) if "root" in options else None,
+        )
+    except (ProtocolError, KeyError, ValueError) as error:
+        raise ServerProtocolError(f"the server's answer makes no sense ({error})") from None

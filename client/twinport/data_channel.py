@@ -1,0 +1,217 @@
+"""One data connection in one thread: a non-blocking socket and a poll loop around a lane.
+
+The thread owns the socket from connect to close; nobody else ever touches it but to shut it down. Reading goes on while
+writing waits, so the two ends cannot block each other. A channel on which an answer is due and nothing moves for
+``silent_seconds`` is given up: its socket is shut down first, then its orders go back to the engine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from twinport_protocol.errors import ProtocolError
+
+from .addresses import Address
+from .errors import NetworkError, TwinportError, nonsense
+from .lane import Buffer, ChannelClosingError, Lane
+from .wake import Waker
+
+READ_BYTES = 1024 * 1024
+SMALL_BYTES = 64 * 1024
+MAX_BUFFERS = 512
+SILENT_SECONDS = 15.0
+CONNECT_SECONDS = 10.0
+
+
+class DataChannel:
+    """Connects to the first of ``addresses`` that answers, then works for ``lane`` until told to stop or lost.
+
+    ``on_end(channel)`` is called last, from the channel's thread; :attr:`error` is why it was lost, None after
+    :meth:`stop`.
+    """
+
+    def __init__(
+        self,
+        addresses: Sequence[Address],
+        lane: Lane,
+        on_end: Callable[[DataChannel], None],
+        clock: Callable[[], float],
+        *,
+        silent_seconds: float = SILENT_SECONDS,
+        connect_seconds: float = CONNECT_SECONDS,
+        read_bytes: int = READ_BYTES,
+    ) -> None:
+        self.lane = lane
+        self.error: TwinportError | None = None
+        self.is_idle = False
+        self.was_unused = True
+        self.address: Address | None = None
+        self._addresses = addresses
+        self._on_end = on_end
+        self._clock = clock
+        self._silent_seconds = silent_seconds
+        self._connect_seconds = connect_seconds
+        self._read_bytes = read_bytes
+        self._waker = Waker()
+        self._stopping = False
+        self._out: deque[memoryview] = deque()
+        self._thread = threading.Thread(target=self._run, name="twinport-channel", daemon=True)
+
+    def start(self) -> None:
+        """Connect and work."""
+        self._thread.start()
+
+    def wake(self) -> None:
+        """There may be new orders."""
+        self._waker.wake()
+
+    def stop(self) -> None:
+        """End at the next opportunity."""
+        self._stopping = True
+        self._waker.wake()
+
+    def join(self) -> None:
+        """Wait for the end of the thread."""
+        self._thread.join()
+        self._waker.close()
+
+    def _run(self) -> None:
+        connection: socket.socket | None = None
+        try:
+            connection = self._connect()
+            if connection is not None:
+                self._loop(connection)
+        except ProtocolError as broken:
+            self.error = nonsense(broken)
+        except ChannelClosingError as closing:
+            self.error = NetworkError(f"the server closed a data connection: {closing}", "Closed")
+        except NetworkError as lost:
+            self.error = lost
+        except OSError as lost:
+            self.error = NetworkError(f"a data connection was lost: {lost.strerror or lost}")
+        finally:
+            if connection is not None:
+                _shut(connection)
+            # Only now: nothing of this channel can reach the server any more.
+            self.lane.lost()
+            self._on_end(self)
+
+    def _connect(self) -> socket.socket | None:
+        trouble: OSError | None = None
+        for address in self._addresses:
+            if self._stopping:
+                return None
+            try:
+                connection = socket.create_connection((address.host, address.port), self._connect_seconds)
+            except OSError as error:
+                trouble = error
+                continue
+            tune(connection, self._silent_seconds)
+            connection.setblocking(False)
+            self.address = address
+            return connection
+        where = " or ".join(map(str, self._addresses))
+        raise NetworkError(f"no data connection to {where}: {trouble and (trouble.strerror or trouble)}")
+
+    def _loop(self, connection: socket.socket) -> None:
+        poll = select.poll()
+        number = connection.fileno()
+        poll.register(self._waker.fileno(), select.POLLIN)
+        poll.register(number, select.POLLIN)
+        watched = select.POLLIN
+        view = memoryview(bytearray(self._read_bytes))
+        self._out.append(memoryview(self.lane.protocol.open()))
+        moved = self._clock()
+        while not self._stopping:
+            if not self._out:
+                self._queue(self.lane.fill())
+            if self._out and self._write(connection):
+                self.was_unused = self.was_unused and not self.lane.is_waiting
+                moved = self._clock()
+                if not self._out and not self._poll_now(poll, number):
+                    continue  # sent all: prepare the next piece before waiting for anything
+            wanted = select.POLLIN | (select.POLLOUT if self._out else 0)
+            if wanted != watched:
+                poll.modify(number, wanted)
+                watched = wanted
+            due = self.lane.is_waiting or bool(self._out)
+            self.is_idle = not due
+            left = moved + self._silent_seconds - self._clock()
+            if due and left <= 0:
+                raise NetworkError(f"a data connection was silent for {self._silent_seconds:.0f} s")
+            ready = dict(poll.poll(int(left * 1000) + 1 if due else None))
+            self.is_idle = False
+            if self._waker.fileno() in ready:
+                self._waker.clear()
+                if not due:
+                    moved = self._clock()
+            if ready.get(number, 0) & ~select.POLLOUT and self._read(connection, view):
+                moved = self._clock()
+
+    def _poll_now(self, poll: select.poll, number: int) -> bool:
+        """Whether there is something to read already."""
+        return any(found == number for found, _ in poll.poll(0))
+
+    def _queue(self, buffers: list[Buffer]) -> None:
+        """Many small buffers become one; large ones stay where they are."""
+        small: list[Buffer] = []
+        for buffer in buffers:
+            if len(buffer) <= SMALL_BYTES:
+                small.append(buffer)
+                continue
+            if small:
+                self._out.append(memoryview(b"".join(small)))
+                small = []
+            self._out.append(memoryview(buffer))
+        if small:
+            self._out.append(memoryview(b"".join(small)))
+
+    def _write(self, connection: socket.socket) -> bool:
+        """Send what the socket takes; whether it took any."""
+        try:
+            sent = connection.sendmsg([*self._out][:MAX_BUFFERS])
+        except BlockingIOError:
+            return False
+        moved = sent > 0
+        while sent:
+            head = self._out[0]
+            if sent < len(head):
+                self._out[0] = head[sent:]
+                break
+            sent -= len(head)
+            self._out.popleft()
+        while self._out and not self._out[0]:
+            self._out.popleft()
+        return moved
+
+    def _read(self, connection: socket.socket, view: memoryview) -> bool:
+        try:
+            count = connection.recv_into(view)
+        except BlockingIOError:
+            return False
+        if count == 0:
+            raise NetworkError("the server closed a data connection")
+        self.lane.receive(view[:count])
+        return True
+
+
+def tune(connection: socket.socket, silent_seconds: float) -> None:
+    """No delay for small writes; the kernel gives up a dead peer by itself."""
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(silent_seconds * 1000))
+    for option, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3)):
+        if hasattr(socket, option):
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+
+
+def _shut(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # the other side was first
+        connection.shutdown(socket.SHUT_RDWR)
+    connection.close()

@@ -1,0 +1,269 @@
+"""One channel of an upload, without a socket: small files in batches, segments piece by piece.
+
+Reading, hashing and sending are one pass over one buffer. A piece is read whole before its header is built, so a file
+that became shorter never leaves a frame half filled.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple
+
+from blake3 import blake3
+from twinport_protocol.control import Limits
+from twinport_protocol.errors import ErrorCode, RemoteProtocolError
+from twinport_protocol.frames import COMMIT, LAST, AckStatus, FrameType, Message, decode_held
+from twinport_protocol.segments import digest_of
+
+from .engine import Order, OrderKind
+from .errors import local_failure
+from .lane import BATCH_BYTES, BATCH_FILES, Buffer, Lane, is_live
+from .rate import RateMeter
+from .sources import SourceChangedError, digest_range, read_into
+from .upload_engine import UploadEngine, UploadJob
+
+# A piece is what a lost line loses: small where bytes are slow. Rates in bytes per second.
+FIRST_PIECE_BYTES = 256 * 1024
+SLOW_PIECES = ((256 * 1024, 32 * 1024), (1024 * 1024, 64 * 1024), (8 * 1024 * 1024, 256 * 1024))
+
+
+class _Sent(NamedTuple):
+    order: Order
+    length: int
+    digest: bytes | None
+
+
+class UploadLane(Lane):
+    """Sends what the engine orders. ``clock`` measures the rate that chooses the size of pieces."""
+
+    def __init__(
+        self,
+        engine: UploadEngine,
+        lock: threading.Lock,
+        limits: Limits,
+        on_change: Callable[[], None],
+        clock: Callable[[], float],
+    ) -> None:
+        super().__init__(lock, limits, on_change)
+        self._engine = engine
+        self._buffer = memoryview(bytearray(min(limits.piece, 1024 * 1024)))
+        self._rate = RateMeter(clock)
+        self._sent: dict[tuple[int, int], deque[_Sent]] = {}
+        self._looks: dict[int, deque[Order]] = {}
+        self._current: Order | None = None
+        self._descriptor = -1
+        self._hasher = blake3()
+        self._at = 0
+
+    # sending ---------------------------------------------------------------------------------------------------------
+
+    def fill(self) -> list[Buffer]:
+        """What to send next; empty when there is nothing to do, or no credit."""
+        out: list[Buffer] = []
+        if self._attached or self._unanswered:
+            self._detach_finished(out)
+        # An order may turn out to need nothing on the wire; then take the next one.
+        while not out:
+            if self._current is not None:
+                out = self._next_piece()
+                if self._current is not None:
+                    break
+                continue
+            orders = self._take()
+            if not orders:
+                break
+            if orders[0].kind is OrderKind.WHOLE:
+                for order in orders:
+                    self._send_whole(order, out)
+            else:
+                self._begin(orders[0], out)
+        return out
+
+    def _take(self) -> list[Order]:
+        frames = self._limits.frames - self.protocol.unanswered_frames
+        attachments = self._limits.attachments - self.protocol.attachment_count
+        credit = self._limits.credit - self.protocol.unanswered_bytes
+        files = min(frames, attachments, BATCH_FILES)
+        if files < 1 or credit < min(BATCH_BYTES, self._limits.credit):
+            return []
+        with self._lock:
+            return self._engine.take(files, min(BATCH_BYTES, credit))
+
+    def _send_whole(self, order: Order, out: list[Buffer]) -> None:
+        job: UploadJob = order.job
+        try:
+            data = job.source.read_whole()
+        except (OSError, SourceChangedError) as error:
+            self._source_trouble(order, error)
+            return
+        digest = digest_of(data)
+        number, attach = self.protocol.attach(job.ticket)
+        header = self.protocol.put(number, 0, 0, len(data), LAST | COMMIT)
+        self._sent[number, 0] = deque((_Sent(order, len(data), digest),))
+        out += (attach, header, data, digest)
+
+    def _begin(self, order: Order, out: list[Buffer]) -> None:
+        job: UploadJob = order.job
+        if order.kind is OrderKind.LOOK:
+            number = self._attach(job, job.ticket, out)
+            self._unanswered[number] += 1
+            self._looks.setdefault(number, deque()).append(order)
+            out.append(self.protocol.request(FrameType.HAVE, number))
+            return
+        start = job.layout.start(order.segment)
+        try:
+            descriptor = job.source.open()
+            try:
+                if order.kind is OrderKind.CHECK:
+                    length = job.layout.length(order.segment)
+                    matches = digest_range(descriptor, start, length, self._buffer) == order.digest
+                    with self._lock:
+                        self._engine.checked(order, matches)
+                    self._on_change()
+                    return
+                self._hasher = blake3()
+                self._at = self._hash_prefix(descriptor, start, order)
+                self._current, self._descriptor, descriptor = order, descriptor, -1
+            finally:
+                if descriptor >= 0:
+                    os.close(descriptor)
+        except (OSError, SourceChangedError) as error:
+            self._source_trouble(order, error)
+
+    def _hash_prefix(self, descriptor: int, start: int, order: Order) -> int:
+        """Hash what the server holds of a segment; where to go on: at the beginning if its bytes are not the file's."""
+        at = 0
+        while at < order.offset:
+            piece = self._buffer[: min(len(self._buffer), order.offset - at)]
+            read_into(descriptor, piece, start + at)
+            self._hasher.update(piece)
+            at += len(piece)
+        if at and self._hasher.digest() != order.digest:
+            self._hasher = blake3()
+            return 0
+        if at:
+            with self._lock:
+                if is_live(order):
+                    order.job.kept_bytes += at
+                    self._engine.received(order, at)
+        return at
+
+    def _next_piece(self) -> list[Buffer]:
+        order = self._current
+        if order is None or order.is_stale:
+            self._put_down()
+            return []
+        job: UploadJob = order.job
+        whole = job.layout.length(order.segment)
+        length = min(self._piece_bytes(), len(self._buffer), self._limits.credit, whole - self._at)
+        if not self.protocol.has_credit(length):
+            return []
+        out: list[Buffer] = []
+        ends = self._at + length == whole
+        piece = self._buffer[:length]
+        try:
+            read_into(self._descriptor, piece, job.layout.start(order.segment) + self._at)
+            if ends:
+                job.source.check(self._descriptor)
+        except (OSError, SourceChangedError) as error:
+            self._put_down()
+            self._source_trouble(order, error)
+            return []
+        self._hasher.update(piece)
+        number = self._attach(job, job.ticket, out)
+        flags = 0 if not ends else LAST if job.is_large else LAST | COMMIT
+        out += (self.protocol.put(number, order.segment, self._at, length, flags), piece)
+        digest = self._hasher.digest() if ends else None
+        if digest is not None:
+            out.append(digest)
+        self._sent.setdefault((number, order.segment), deque()).append(_Sent(order, length, digest))
+        self._unanswered[number] += 1
+        self._at += length
+        if ends:
+            self._put_down()
+        return out
+
+    def _piece_bytes(self) -> int:
+        rate = self._rate.bytes_per_second
+        if rate is None:
+            return FIRST_PIECE_BYTES
+        for below, piece_bytes in SLOW_PIECES:
+            if rate < below:
+                return piece_bytes
+        return len(self._buffer)
+
+    def _put_down(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+        self._descriptor = -1
+        self._current = None
+
+    def _source_trouble(self, order: Order, error: OSError | SourceChangedError) -> None:
+        with self._lock:
+            if isinstance(error, SourceChangedError):
+                self._engine.source_changed(order)
+            else:
+                self._engine.source_failed(order, local_failure(f"cannot send {order.job.source.path}", error))
+        self._on_change()
+
+    # answers ---------------------------------------------------------------------------------------------------------
+
+    def _on_message(self, message: Message) -> None:
+        header = message.header
+        if header.type == FrameType.ACK:
+            waiting = self._sent[header.attachment, header.segment]
+            sent = waiting.popleft()
+            if not waiting:
+                del self._sent[header.attachment, header.segment]
+            self._answered(header.attachment)
+            self._on_ack(sent, header.status, header.attachment)
+        elif header.type == FrameType.HAVE_IS:
+            order = self._looks[header.attachment].popleft()
+            self._answered(header.attachment)
+            with self._lock:
+                if header.status:
+                    self._engine.refused(order, ErrorCode.from_number(header.status))
+                else:
+                    self._engine.held(order, decode_held(message.body))
+        else:
+            raise RemoteProtocolError(ErrorCode.BAD_STATE, "an answer to nothing")
+
+    def _on_ack(self, sent: _Sent, status: int, attachment: int) -> None:
+        order, length, digest = sent
+        self._rate.add(length)
+        with self._lock:
+            if status == AckStatus.COMMITTED and digest is not None:
+                self._engine.received(order, length)
+                self._engine.committed(order)
+                self._attached.pop(order.job, None)
+                self._unanswered.pop(attachment, None)
+            elif status in (AckStatus.SEALED, AckStatus.DUPLICATE) and digest is not None and order.job.is_large:
+                self._engine.received(order, length)
+                self._engine.sealed(order, digest)
+            elif status in (AckStatus.RECEIVED, AckStatus.DUPLICATE) and digest is None:
+                self._engine.received(order, length)
+            elif not order.is_stale:
+                code = ErrorCode.from_number(status) if status >= ErrorCode.BAD_REQUEST.number else ErrorCode.BAD_STATE
+                self._engine.refused(order, code)
+                order.epoch = -1  # its other pieces are refused too; once is enough
+        if order.kind is OrderKind.WHOLE and status != AckStatus.COMMITTED:
+            self._unanswered[attachment] = 0  # so that the next fill ends the attachment
+
+    def lost(self) -> None:
+        """The channel is gone: hand back everything that was not answered."""
+        orders: dict[int, Order] = {}
+        for waiting in self._sent.values():
+            orders.update({id(sent.order): sent.order for sent in waiting})
+        for looks in self._looks.values():
+            orders.update({id(order): order for order in looks})
+        if self._current is not None:
+            orders[id(self._current)] = self._current
+        self._put_down()
+        self._sent.clear()
+        self._looks.clear()
+        with self._lock:
+            self._engine.return_orders(list(orders.values()))
+        self._on_change()

@@ -1,0 +1,166 @@
+"""Finding what to send: local paths in, sources with remote names out, while the transfer already runs.
+
+Entries come in the order of listings (bytes of the key, a directory's ends in ``/``). Symlinks are skipped with a note
+unless ``follow`` is set, and then only where they stay inside the tree. A name that no server takes is a failure of
+that file; the rest goes on.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from twinport_protocol.errors import ProtocolError
+from twinport_protocol.names import parse_name
+
+from .errors import NotFoundError, SourceError, TwinportError, UsageError, local_failure
+from .report import Failure
+from .sources import SourceFile
+
+PARTIAL_SUFFIX = ".twinport-part"
+
+
+@dataclass(frozen=True)
+class EmptyDirectory:
+    """A directory without entries, by its remote name."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something that was skipped, and why."""
+
+    text: str
+
+
+Found = SourceFile | EmptyDirectory | Note | Failure
+
+
+def find_paths(paths: list[str], to: str, *, recursive: bool, follow: bool = False) -> Iterator[Found]:
+    """What is at ``paths``, to be called ``to/<last part of the path>`` on the server.
+
+    A directory needs ``recursive``; ``.`` and what ends in ``/.`` stands for its content alone.
+    """
+    for path in paths:
+        try:
+            found = os.stat(path)
+        except FileNotFoundError:
+            yield Failure(show(path), NotFoundError(f"cannot send {show(path)}: there is no such file here"))
+            continue
+        except (OSError, ValueError) as error:
+            cause = error if isinstance(error, OSError) else OSError(str(error))
+            yield Failure(show(path), local_failure(f"cannot send {show(path)}", cause))
+            continue
+        name = _join(to, remote_base(path))
+        if stat.S_ISDIR(found.st_mode):
+            if not recursive:
+                text = f"cannot send {show(path)}: it is a directory; add -r (recursive=True) to send all in it"
+                yield Failure(show(path), UsageError(text))
+                continue
+            yield from find_tree(path, name, follow=follow)
+        elif stat.S_ISREG(found.st_mode):
+            yield _named(SourceFile.of(path, name, found))
+        else:
+            yield Failure(show(path), SourceError(f"cannot send {show(path)}: it is neither a file nor a directory"))
+
+
+def remote_base(path: str) -> str:
+    """What a local path is called on the server: its last part, empty for ``.`` and ``…/.``, that of the full path for
+    ``..``."""
+    base = os.path.basename(path.rstrip(os.sep))
+    if base == "." or not path.strip(os.sep):
+        return ""
+    return os.path.basename(os.path.realpath(path)) if base in ("", "..") else base
+
+
+def find_tree(path: str, name: str, *, follow: bool = False) -> Iterator[Found]:
+    """Everything below the directory ``path``, under the remote name ``name``."""
+    yield from _Walk(os.path.realpath(path), follow).directory(path, name, frozenset())
+
+
+class _Walk:
+    def __init__(self, real_root: str, follow: bool) -> None:
+        self._inside = real_root.rstrip(os.sep) + os.sep
+        self._follow = follow
+
+    def directory(self, path: str, name: str, above: frozenset[tuple[int, int]]) -> Iterator[Found]:
+        """One directory and what is below; ``above`` are the directories on the way, so that a link loop ends."""
+        try:
+            with os.scandir(path) as scan:
+                entries = list(scan)
+            if self._follow:
+                here = os.stat(path)
+                above = above | {(here.st_dev, here.st_ino)}
+        except OSError as error:
+            yield Failure(show(path), local_failure(f"cannot read {show(path)}", error))
+            return
+        if not entries and name:
+            yield EmptyDirectory(name)
+            return
+        prefix = name + "/" if name else ""
+        keyed = [(entry.name + "/" if _is_directory(entry, self._follow) else entry.name, entry) for entry in entries]
+        keyed.sort(key=lambda item: item[0])
+        for key, entry in keyed:
+            if entry.is_symlink() and not self._may_follow(entry, above):
+                reason = "it does not stay inside the tree" if self._follow else "it is a symbolic link"
+                yield Note(f"skipped {show(entry.path)}: {reason}")
+            elif key.endswith("/"):
+                yield from self.directory(entry.path, prefix + entry.name, above)
+            else:
+                yield self._file(entry, prefix + entry.name)
+
+    def _may_follow(self, entry: os.DirEntry[str], above: frozenset[tuple[int, int]]) -> bool:
+        if not self._follow or not os.path.realpath(entry.path).startswith(self._inside):
+            return False
+        try:
+            target = entry.stat()
+        except OSError:
+            return False
+        return (target.st_dev, target.st_ino) not in above
+
+    def _file(self, entry: os.DirEntry[str], name: str) -> Found:
+        try:
+            found = entry.stat()
+        except OSError as error:
+            return Failure(show(entry.path), local_failure(f"cannot send {show(entry.path)}", error))
+        if not stat.S_ISREG(found.st_mode):
+            return Note(f"skipped {show(entry.path)}: it is neither a file nor a directory")
+        if entry.name.startswith(".") and entry.name.endswith(PARTIAL_SUFFIX):
+            return Note(f"skipped {show(entry.path)}: it is an unfinished download")
+        return _named(SourceFile.of(entry.path, name, found))
+
+
+def _is_directory(entry: os.DirEntry[str], follow: bool) -> bool:
+    try:
+        return entry.is_dir(follow_symlinks=follow)
+    except OSError:
+        return False
+
+
+def _named(source: SourceFile) -> SourceFile | Failure:
+    error = name_error(source.name, source.path)
+    return source if error is None else Failure(show(source.path), error)
+
+
+def name_error(name: str, path: str) -> TwinportError | None:
+    """Why ``name`` cannot be the remote name of ``path``, or None."""
+    try:
+        parse_name(name)
+    except ProtocolError as error:
+        text = error.code.text
+        if any("\udc80" <= char <= "\udcff" for char in name):
+            text = "the name is not valid UTF-8; rename it"
+        return SourceError(f"cannot send {show(path)}: {text} [{error.code.value}]", error.code.value)
+    return None
+
+
+def show(path: str) -> str:
+    """A local path for people: what is no text is escaped, so that no terminal takes it for a command."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in path)
+
+
+def _join(to: str, base: str) -> str:
+    return f"{to}/{base}" if to and base else to or base
