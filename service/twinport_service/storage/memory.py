@@ -38,7 +38,7 @@ class _Staging:
     pieces: dict[tuple[int, int], bytearray] = field(default_factory=dict)
     """By (segment, writer): what each writer has stored of a segment."""
     sealed: dict[tuple[int, bytes], int] = field(default_factory=dict)
-    """By segment and digest: the writer whose bytes they are. Two nodes may seal different bytes: a manifest chooses."""
+    """By segment and digest: the writer whose bytes they are. Nodes may seal different bytes; a manifest chooses."""
 
 
 class MemoryReader:

@@ -1,0 +1,207 @@
+"""The ledger of the embedded server: memory is the truth, SQLite remembers what a client may want to resume.
+
+Only uploads of more than one segment or of at least ``RESUMABLE_BYTES`` are written down, as they change, before the
+caller is answered; a small file costs no transaction. What is written survives ``kill -9`` at once; a power cut may
+take the last moments (``synchronous=NORMAL``: no flush is waited for), never the consistency. That is enough, because
+after an unclean start the sealed segments are trusted only once their bytes were hashed again, which is the caller's
+business.
+
+The log of SQLite is folded into the database by a thread of its own, every ``checkpoint_writes`` changes, so that
+nobody waits for that flush either.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+from twinport_protocol.errors import ErrorCode, Refusal
+from twinport_protocol.names import RemoteName
+from twinport_protocol.segments import Layout
+from twinport_protocol.upload import UploadState
+
+from .ledger_memory import MAX_OPEN_UPLOADS_PER_USER, MemoryLedger, OpenUpload
+from .log import get_log
+from .storage.contract import Precondition, UploadSpec
+
+RESUMABLE_BYTES = 1024 * 1024
+CHECKPOINT_WRITES = 2000
+FORMAT_VERSION = 1
+_SCHEMA = """
+CREATE TABLE uploads (
+    id BLOB PRIMARY KEY, user TEXT NOT NULL, name TEXT NOT NULL, size INTEGER NOT NULL, mtime_ns INTEGER,
+    executable INTEGER NOT NULL, if_absent INTEGER NOT NULL, if_match BLOB, generation INTEGER NOT NULL,
+    touched_at REAL NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE sealed (
+    upload BLOB NOT NULL, segment INTEGER NOT NULL, digest BLOB NOT NULL, PRIMARY KEY (upload, segment)
+) WITHOUT ROWID;
+"""
+
+
+class LedgerUnknown(Exception):  # noqa: N818  named by the state it reports
+    """The database is none that this version can read; the message says what to do."""
+
+
+def is_resumable(spec: UploadSpec) -> bool:
+    """Whether an upload is worth being remembered."""
+    return spec.size >= RESUMABLE_BYTES or Layout.of(spec.size).count > 1
+
+
+class SqliteLedger(MemoryLedger):
+    """See the module. ``path`` is made with mode 0600. A failing database is ``StorageFault`` to the caller."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        now: Callable[[], float] = time.time,
+        max_open_uploads_per_user: int = MAX_OPEN_UPLOADS_PER_USER,
+        checkpoint_writes: int = CHECKPOINT_WRITES,
+    ) -> None:
+        super().__init__(now=now, max_open_uploads_per_user=max_open_uploads_per_user)
+        self._path = path
+        self._checkpoint_writes = checkpoint_writes
+        self._writes = 0
+        self._is_closed = False
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+        self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        try:
+            self._prepare_database()
+            self._load_all()
+        except BaseException:
+            self._database.close()
+            raise
+        self._checkpoint_due = threading.Event()
+        self._checkpointer = threading.Thread(target=self._run_checkpoints, name="ledger-checkpoint", daemon=True)
+        self._checkpointer.start()
+
+    def _prepare_database(self) -> None:
+        try:
+            version = self._database.execute("PRAGMA user_version").fetchone()[0]
+            self._database.execute("PRAGMA journal_mode = WAL")
+            self._database.execute("PRAGMA synchronous = NORMAL")
+            self._database.execute("PRAGMA wal_autocheckpoint = 0")
+            if version == 0:
+                self._database.executescript(
+                    f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {FORMAT_VERSION}; COMMIT;"
+                )
+        except sqlite3.DatabaseError as error:
+            raise LedgerUnknown(
+                f"{self._path} is not a database that can be read ({error}); move it away, and open uploads begin anew"
+            ) from error
+        if version not in (0, FORMAT_VERSION):
+            raise LedgerUnknown(f"{self._path} was written by a newer twinportd (format {version}); install that one")
+
+    def _load_all(self) -> None:
+        rows = self._database.execute(
+            "SELECT id, user, name, size, mtime_ns, executable, if_absent, if_match, generation, touched_at"
+            " FROM uploads ORDER BY touched_at"
+        )
+        for upload_id, user, name, size, mtime_ns, executable, if_absent, if_match, generation, touched_at in rows:
+            precondition = Precondition(bool(if_absent), if_match)
+            spec = UploadSpec(upload_id, user, RemoteName(name), size, mtime_ns, bool(executable), precondition)
+            # A commit that was under way when the process died has ended: the upload is open, or finished.
+            self._insert(OpenUpload(spec, generation, UploadState.OPEN, touched_at))
+        for upload_id, segment, digest in self._database.execute("SELECT upload, segment, digest FROM sealed"):
+            upload = self._uploads.get(upload_id)
+            if upload is not None:
+                upload.sealed[segment] = digest
+
+    def close(self) -> None:
+        """See the contract. Harmless when repeated."""
+        with self._lock:
+            if self._is_closed:
+                return
+            self._is_closed = True
+        self._checkpoint_due.set()
+        self._checkpointer.join()
+        with self._lock:
+            self._database.close()
+
+    # what changes ----------------------------------------------------------------------------------------------------
+
+    def _on_begin(self, upload: OpenUpload) -> None:
+        spec, condition = upload.spec, upload.spec.precondition
+        if is_resumable(spec):
+            try:
+                row = (spec.upload_id, spec.user, spec.name, spec.size, spec.mtime_ns, spec.executable)
+                rest = (condition.if_absent, condition.if_match, upload.generation, upload.touched_at)
+                self._write("INSERT INTO uploads VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", [(*row, *rest)])
+            except Refusal:
+                self.finish(spec.upload_id)
+                raise
+
+    def _on_lease(self, upload: OpenUpload) -> None:
+        if is_resumable(upload.spec):
+            self._write(
+                "UPDATE uploads SET generation = ?, touched_at = ? WHERE id = ?",
+                [(upload.generation, upload.touched_at, upload.spec.upload_id)],
+            )
+
+    def _on_seal(self, upload: OpenUpload, segment: int, digest: bytes) -> None:
+        if is_resumable(upload.spec):
+            try:
+                self._write("INSERT INTO sealed VALUES (?, ?, ?)", [(upload.spec.upload_id, segment, digest)])
+            except Refusal:
+                del upload.sealed[segment]
+                raise
+
+    def _on_unseal(self, upload: OpenUpload, segments: Collection[int]) -> None:
+        if is_resumable(upload.spec) and segments:
+            upload_id = upload.spec.upload_id
+            self._write(
+                "DELETE FROM sealed WHERE upload = ? AND segment = ?", [(upload_id, segment) for segment in segments]
+            )
+
+    def _on_finish(self, upload: OpenUpload) -> None:
+        if not is_resumable(upload.spec):
+            return
+        upload_id = upload.spec.upload_id
+        try:
+            self._write("DELETE FROM uploads WHERE id = ?", [(upload_id,)])
+            self._write("DELETE FROM sealed WHERE upload = ?", [(upload_id,)])
+        except Refusal as refusal:
+            # The upload is finished all the same; after a restart its staging is gone, and with it this row.
+            get_log().error("[STORAGE] A finished upload stays in the ledger", cause=refusal.detail)
+
+    def _write(self, statement: str, rows: list[tuple[object, ...]]) -> None:
+        try:
+            if len(rows) == 1:
+                self._database.execute(statement, rows[0])
+            else:
+                self._database.execute("BEGIN")
+                try:
+                    self._database.executemany(statement, rows)
+                    self._database.execute("COMMIT")
+                except BaseException:
+                    if self._database.in_transaction:
+                        self._database.execute("ROLLBACK")
+                    raise
+        except sqlite3.Error as error:
+            code = ErrorCode.DISK_FULL if "full" in str(error) else ErrorCode.STORAGE_FAULT
+            raise Refusal(code, f"{self._path.name}: {error}") from error
+        self._writes += 1
+        if self._writes >= self._checkpoint_writes:
+            self._writes = 0
+            self._checkpoint_due.set()
+
+    def _run_checkpoints(self) -> None:
+        """Its own connection: SQLite lets others write to the log while it is folded in."""
+        database = sqlite3.connect(self._path, isolation_level=None)
+        try:
+            while True:
+                self._checkpoint_due.wait()
+                if self._is_closed:
+                    return
+                self._checkpoint_due.clear()
+                try:
+                    database.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+                except sqlite3.Error as error:
+                    get_log().error("[STORAGE] The ledger's log could not be folded in", cause=str(error))
+        finally:
+            database.close()

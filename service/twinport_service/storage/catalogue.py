@@ -1,0 +1,296 @@
+"""The catalogue: manifests of stored files and finished uploads, in one SQLite table of publications.
+
+A row is written, durably, *before* its file is renamed into place, many rows in one transaction; so a row may speak
+of a file that never came. Rows up to ``settled`` are certain; those after it belong to the last batch before a crash,
+and the next start decides them by looking at the files (:meth:`Catalogue.pending`). The newest row of a path counts,
+and only while inode, size and mtime of the file are the row's and its ctime is not after the row's ``ctime_ns``: the
+moment when the batch had been renamed, or when the file was hashed. (The device number is left out: it may change
+when a machine starts again.)
+
+What can wait (settling, forgetting deleted files) is done at the beginning of the next transaction. One connection
+writes, one reads, each under its lock.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import NamedTuple
+
+from twinport_protocol.names import RemoteName
+from twinport_protocol.segments import Manifest
+
+from .contract import Published
+from .tree import Identity
+from .troubles import StorageUnknown
+
+FORMAT_VERSION = 1
+FINISHED_SECONDS = 24 * 3600
+PURGE_ROWS = 5000
+_IN_CHUNK = 500
+_SCHEMA = """
+CREATE TABLE publications (
+    id INTEGER PRIMARY KEY, path TEXT, upload BLOB, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, ctime_ns INTEGER,
+    inode INTEGER NOT NULL, root BLOB NOT NULL, digests BLOB, user TEXT, published_at INTEGER NOT NULL, name TEXT
+);
+CREATE INDEX by_path ON publications (path) WHERE path IS NOT NULL;
+CREATE UNIQUE INDEX by_upload ON publications (upload) WHERE upload IS NOT NULL;
+CREATE TABLE settled (id INTEGER NOT NULL);
+INSERT INTO settled VALUES (0);
+"""
+_COLUMNS = "id, path, upload, size, mtime_ns, ctime_ns, inode, root, digests"
+_INSERT = "INSERT INTO publications VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL)"
+# A publication's own name outlives its path: a repeated COMMIT is answered with it.
+_FORGET = "UPDATE publications SET name = coalesce(name, path), path = NULL WHERE path = ? AND id <= ?"
+_FOLLOW = """
+UPDATE publications SET name = coalesce(name, path), path = ?, ctime_ns = ?
+WHERE id = (SELECT id FROM publications WHERE path = ? AND id <= ? ORDER BY id DESC LIMIT 1)
+"""
+_FOLLOW_BELOW = """
+UPDATE publications SET name = coalesce(name, path), path = ? || substr(path, ?)
+WHERE path >= ? AND path < ? AND id <= ?
+"""
+
+
+class Row(NamedTuple):
+    """One publication. ``ctime_ns`` is None until its batch is settled, ``digests`` where the root is the only one."""
+
+    id: int
+    path: str
+    upload: bytes | None
+    size: int
+    mtime_ns: int
+    ctime_ns: int | None
+    inode: int
+    root: bytes
+    digests: bytes | None
+
+    def matches(self, identity: Identity) -> bool:
+        """Whether the row speaks of the file that looks like this."""
+        return (
+            self.inode == _signed(identity.inode)
+            and self.size == identity.size
+            and self.mtime_ns == identity.mtime_ns
+            and (self.ctime_ns is None or identity.ctime_ns <= self.ctime_ns)
+        )
+
+    @property
+    def manifest(self) -> Manifest:
+        """The manifest of the file."""
+        return Manifest(self.size, self.root if self.digests is None else self.digests)
+
+
+class NewRow(NamedTuple):
+    """What a publication is recorded with."""
+
+    path: str
+    upload: bytes | None
+    size: int
+    mtime_ns: int
+    ctime_ns: int | None
+    inode: int
+    root: bytes
+    digests: bytes | None
+    user: str | None
+
+
+class Catalogue:
+    """See the module. ``path`` is the database; ``now`` gives wall-clock seconds. Methods raise ``sqlite3.Error``."""
+
+    def __init__(self, path: str, *, now: Callable[[], float] = time.time) -> None:
+        self._now = now
+        self._write_lock = threading.Lock()
+        self._read_lock = threading.Lock()
+        self._chores: list[tuple[str, tuple[object, ...]]] = []
+        self._unsettled: dict[bytes, Published] = {}
+        self._swept_id = 0
+        self._writer = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        try:
+            self._prepare_database(path)
+            self._reader = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=256)
+        except BaseException:
+            self._writer.close()
+            raise
+        self._last_id: int = self._writer.execute("SELECT coalesce(max(id), 0) FROM publications").fetchone()[0]
+        self._last_id = max(self._last_id, self._writer.execute("SELECT id FROM settled").fetchone()[0])
+
+    def _prepare_database(self, path: str) -> None:
+        try:
+            version = self._writer.execute("PRAGMA user_version").fetchone()[0]
+            self._writer.execute("PRAGMA journal_mode = WAL")
+            self._writer.execute("PRAGMA synchronous = FULL")
+            self._writer.execute("PRAGMA wal_autocheckpoint = 4000")
+            if version == 0:
+                self._writer.executescript(
+                    f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {FORMAT_VERSION}; COMMIT;"
+                )
+        except sqlite3.DatabaseError as error:
+            raise StorageUnknown(
+                f"{path} is not a database that can be read ({error}); move it away, and manifests are made anew"
+            ) from error
+        if version not in (0, FORMAT_VERSION):
+            raise StorageUnknown(f"{path} was written by a newer twinportd (format {version}); install that version")
+
+    def close(self) -> None:
+        """Do the chores, close the database."""
+        try:
+            self.settle()
+        finally:
+            self._reader.close()
+            self._writer.close()
+
+    # writing ---------------------------------------------------------------------------------------------------------
+
+    def record(self, rows: Sequence[NewRow]) -> int:
+        """Write rows durably in one transaction, chores first; the id of the first, the others follow it.
+
+        ``sqlite3.IntegrityError`` (nothing written) when an upload of them has a row already.
+        """
+        with self._write_lock:
+            first = self._last_id + 1
+            now = int(self._now())
+            chores = len(self._chores)
+            self._writer.execute("BEGIN IMMEDIATE")
+            try:
+                for statement, parameters in self._chores:
+                    self._writer.execute(statement, parameters)
+                values = [
+                    (first + index, path, upload, size, mtime_ns, ctime_ns, _signed(inode), root, digests, user, now)
+                    for index, (path, upload, size, mtime_ns, ctime_ns, inode, root, digests, user) in enumerate(rows)
+                ]
+                self._writer.executemany(_INSERT, values)
+                self._writer.execute("COMMIT")
+            except BaseException:
+                if self._writer.in_transaction:
+                    self._writer.execute("ROLLBACK")
+                raise
+            del self._chores[:chores]
+            self._unsettled.clear()
+            self._last_id += len(rows)
+            return first
+
+    def settle_later(self, first: int, last: int, ctime_ns: int, published: Iterable[Published]) -> None:
+        """The rows ``first``…``last`` have become files, durably, by ``ctime_ns``. Written with the next
+        transaction."""
+        with self._write_lock:
+            self._chores.append(
+                ("UPDATE publications SET ctime_ns = ? WHERE id BETWEEN ? AND ?", (ctime_ns, first, last))
+            )
+            self._chores.append(("UPDATE settled SET id = max(id, ?)", (last,)))
+            self._unsettled.update((outcome.upload_id, outcome) for outcome in published)
+
+    def drop_later(self, row_ids: Iterable[int]) -> None:
+        """Rows did not become files."""
+        with self._write_lock:
+            self._chores.extend(("DELETE FROM publications WHERE id = ?", (row_id,)) for row_id in row_ids)
+
+    def forget_later(self, path: str) -> None:
+        """The file at ``path`` was deleted."""
+        with self._write_lock:
+            self._chores.append((_FORGET, (path, self._last_id)))
+
+    def settle(self) -> None:
+        """Do the chores now, if there are any."""
+        if self._chores:
+            self.record(())
+
+    @property
+    def has_chores(self) -> bool:
+        """Whether something waits for the next transaction."""
+        return bool(self._chores)
+
+    def follow(self, source: str, target: str, ctime_ns: int) -> None:
+        """The file or directory ``source`` was renamed to ``target``; a file has the given ctime since."""
+        with self._write_lock:
+            last = self._last_id
+            # The row that moves gets a new path first; the older rows of the source then stand for nothing.
+            self._chores += [
+                (_FORGET, (target, last)),
+                (_FOLLOW, (target, ctime_ns, source, last)),
+                (_FORGET, (source, last)),
+                # "0" is the character after "/": the range is everything below the directory.
+                (_FOLLOW_BELOW, (target, len(source) + 1, source + "/", source + "0", last)),
+            ]
+        self.settle()
+
+    def purge(self) -> None:
+        """Forget finished uploads older than 24 h and rows that no longer count, a bounded number per call."""
+        oldest = int(self._now()) - FINISHED_SECONDS
+        with self._write_lock:
+            found = self._writer.execute(
+                "SELECT id FROM publications WHERE id > ? AND published_at < ? ORDER BY id LIMIT ?",
+                (self._swept_id, oldest, PURGE_ROWS),
+            ).fetchall()
+            first, self._swept_id = self._swept_id, found[-1][0] if len(found) == PURGE_ROWS else 0
+            if found:
+                span = (first, found[-1][0], oldest)
+                where = "WHERE id > ? AND id <= ? AND published_at < ?"
+                superseded = "SELECT 1 FROM publications AS newer WHERE newer.path = old.path AND newer.id > old.id"
+                self._chores += [
+                    (f"DELETE FROM publications AS old {where} AND (path IS NULL OR EXISTS ({superseded}))", span),  # noqa: S608
+                    (f"UPDATE publications SET upload = NULL {where} AND upload IS NOT NULL", span),  # noqa: S608
+                ]
+        self.settle()
+
+    # reading ---------------------------------------------------------------------------------------------------------
+
+    def current(self, path: str) -> Row | None:
+        """The newest row of a path."""
+        with self._read_lock:
+            found = self._reader.execute(
+                f"SELECT {_COLUMNS} FROM publications WHERE path = ? ORDER BY id DESC LIMIT 1",  # noqa: S608
+                (path,),
+            ).fetchone()
+        return None if found is None else Row(*found)
+
+    def current_of(self, paths: Sequence[str]) -> dict[str, Row]:
+        """The newest rows of many paths, by path."""
+        newest: dict[str, Row] = {}
+        for start in range(0, len(paths), _IN_CHUNK):
+            chunk = paths[start : start + _IN_CHUNK]
+            marks = ",".join("?" * len(chunk))
+            query = f"SELECT {_COLUMNS} FROM publications WHERE path IN ({marks}) ORDER BY id"  # noqa: S608
+            with self._read_lock:
+                newest.update((found[1], Row(*found)) for found in self._reader.execute(query, chunk))
+        return newest
+
+    def finished(self, upload_id: bytes) -> Published | None:
+        """What an upload of the last 24 h is known to have published."""
+        # In this order: a transaction is readable before what it settles leaves this table.
+        unsettled = self._unsettled.get(upload_id)
+        if unsettled is not None:
+            return unsettled
+        with self._read_lock:
+            found = self._reader.execute(
+                "SELECT coalesce(name, path), size, mtime_ns, root FROM publications"
+                " WHERE upload = ? AND published_at >= ? AND id <= (SELECT id FROM settled)",
+                (upload_id, int(self._now()) - FINISHED_SECONDS),
+            ).fetchone()
+        return None if found is None else Published(upload_id, RemoteName(found[0]), *found[1:])
+
+    def recorded(self, upload_ids: Collection[bytes]) -> set[bytes]:
+        """Those uploads that have a row, whether or not it became a file."""
+        with self._read_lock:
+            query = "SELECT 1 FROM publications WHERE upload = ?"
+            return {upload for upload in upload_ids if self._reader.execute(query, (upload,)).fetchone() is not None}
+
+    def pending(self) -> list[Row]:
+        """Rows of which only their files can tell whether they became true."""
+        with self._read_lock:
+            query = f"SELECT {_COLUMNS} FROM publications WHERE id > (SELECT id FROM settled) ORDER BY id"  # noqa: S608
+            return [Row(*found) for found in self._reader.execute(query)]
+
+    def resolve(self, kept: Iterable[tuple[int, int]], dropped: Iterable[int]) -> None:
+        """Decide pending rows: ``kept`` gives ids and the ctimes of their files."""
+        with self._write_lock:
+            self._chores += [("UPDATE publications SET ctime_ns = ? WHERE id = ?", (ctime, row)) for row, ctime in kept]
+            self._chores += [("DELETE FROM publications WHERE id = ?", (row,)) for row in dropped]
+            self._chores.append(("UPDATE settled SET id = max(id, ?)", (self._last_id,)))
+        self.settle()
+
+
+def _signed(inode: int) -> int:
+    """SQLite's integers are signed; some file systems use all 64 bits."""
+    return inode - 2**64 if inode >= 2**63 else inode

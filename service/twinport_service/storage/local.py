@@ -1,0 +1,372 @@
+"""The storage of the embedded server: plain files under a root on a local disk.
+
+    ROOT/…                       the files, under their own names, as anybody may read them
+    ROOT/.twinport/              0700, the storage's own place; no remote name leads there
+        storage                  the mark: format version and this storage's id
+        lock                     held (flock) while a server serves the root
+        manifests.db             manifests and finished uploads
+        staging/00…3f/           uploads under way
+
+Everything on the way to a name is in one place each: :mod:`staging`, :mod:`flushing`, :mod:`publication`. Start: open
+the root, take the lock, open the database (the constructor; ``StorageError`` with a text for the operator), then
+``start``: decide the publications that a crash left open, drop stale staging, begin to take commits. ``close``
+finishes those.
+
+A disk that is not mounted shows an empty directory. A storage that is known to have been used before should be opened
+with ``require_used``: it then refuses a root without the mark, instead of writing to the disk beneath.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+import time
+from collections.abc import Callable, Collection
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from twinport_protocol.errors import ErrorCode, Refusal
+from twinport_protocol.names import RESERVED, RemoteName
+from twinport_protocol.segments import Manifest
+
+from .catalogue import Catalogue
+from .contract import (
+    SMALL_BYTES,
+    Buffer,
+    Entry,
+    OnDone,
+    OnProgress,
+    Page,
+    Published,
+    UploadSpec,
+    VersionInfo,
+)
+from .disk_door import DiskDoor
+from .flushing import SmallFlusher, StagedFlusher
+from .listing import Listing
+from .manifests import Manifests
+from .naming import Naming
+from .publication import Commit, Publisher
+from .staging import Staging, write_all
+from .tree import Identity, Tree
+from .troubles import Health, StorageError, StorageInUse, StorageMissing, StorageUnknown, refusal_of
+from .versions import LocalReader, Version, Versions
+
+__all__ = [
+    "DEFAULT_LIMITS",
+    "Limits",
+    "LocalStorage",
+    "StorageError",
+    "StorageInUse",
+    "StorageMissing",
+    "StorageUnknown",
+]
+
+MARK = "storage"
+FORMAT = "twinport storage 1"
+_MARK_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The bounds of a local storage."""
+
+    small_files: int = 1024
+    """Small commits under way; then ``commit_small`` blocks."""
+    small_bytes: int = 64 * 1024 * 1024
+    """Their bytes."""
+    flush_threads: int = 2
+    """Large commits flushed at once; more wait."""
+    open_versions: int = 256
+    """Descriptors kept for versions that are being downloaded."""
+    open_stagings: int = 256
+    """Descriptors kept for uploads under way."""
+    staging_directories: int = 64
+    """Over how many directories staging is spread, each with a descriptor."""
+    cached_names: int = 500_000
+    """Names kept sorted for listings."""
+
+
+DEFAULT_LIMITS = Limits()
+
+
+class LocalStorage:
+    """See the module. ``door`` is the way to the disk; ``now`` and ``now_ns`` are the wall clock."""
+
+    def __init__(
+        self,
+        root: Path,
+        door: DiskDoor | None = None,
+        *,
+        require_used: bool = False,
+        limits: Limits = DEFAULT_LIMITS,
+        now: Callable[[], float] = time.time,
+        now_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self._door = door = door or DiskDoor()
+        self._health = Health()
+        with ExitStack() as undo:
+            try:
+                os.makedirs(root, exist_ok=True)
+                self._root_fd = door.open_root(os.fspath(root))
+                undo.callback(door.close, self._root_fd)
+                own = self._open_own(require_used=require_used, root=root)
+                undo.callback(door.close, own)
+                lock = self._take_lock(own, root)
+                undo.callback(door.close, lock)
+                self._check_mark(own, root)
+                self._catalogue = Catalogue(os.fspath(root / RESERVED / "manifests.db"), now=now)
+                undo.callback(self._catalogue.close)
+                staging_fd = self._open_staging(own)
+                undo.callback(door.close, staging_fd)
+                self._staging = Staging(
+                    door,
+                    staging_fd,
+                    self._health,
+                    open_files=limits.open_stagings,
+                    directories=limits.staging_directories,
+                )
+                undo.callback(self._staging.close)
+                door.fsync_directory(own)
+                door.fsync_directory(self._root_fd)
+            except OSError as error:
+                raise StorageError(f"the root {root} cannot be used: {error}") from error
+            self._tree = Tree(door, self._root_fd)
+            self._publisher = Publisher(door, self._tree, self._catalogue, self._staging, self._health, now_ns=now_ns)
+            self._manifests = Manifests(door, self._tree, self._catalogue, self._publisher.lock, now_ns=now_ns)
+            self._versions = Versions(door, self._tree, self._manifests, capacity=limits.open_versions)
+            undo.callback(self._versions.close)
+            self._listing = Listing(door, self._tree, self._catalogue, cached_names=limits.cached_names, now_ns=now_ns)
+            self._naming = Naming(
+                door, self._tree, self._catalogue, self._manifests, self._publisher.lock, self._health
+            )
+            self._small = SmallFlusher(
+                door,
+                self._staging,
+                self._health,
+                self._publisher,
+                max_files=limits.small_files,
+                max_bytes=limits.small_bytes,
+            )
+            self._staged = StagedFlusher(
+                door, self._staging, self._health, self._publisher, self._verify, threads=limits.flush_threads
+            )
+            self._resources = undo.pop_all()
+
+    # opening ---------------------------------------------------------------------------------------------------------
+
+    def _open_own(self, *, require_used: bool, root: Path) -> int:
+        if not require_used:
+            with suppress(FileExistsError):
+                self._door.make_directory(self._root_fd, RESERVED, 0o700)
+        try:
+            own = self._door.open_at(self._root_fd, RESERVED, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                if require_used:
+                    self._door.stat_at(own, MARK)
+            except BaseException:
+                self._door.close(own)
+                raise
+            return own
+        except FileNotFoundError:
+            raise StorageMissing(f"{root} was never used by a Twinport storage; is its disk mounted?") from None
+        except NotADirectoryError:
+            raise StorageUnknown(f"{root / RESERVED} is not a directory; move it away") from None
+
+    def _take_lock(self, own: int, root: Path) -> int:
+        lock = self._door.open_at(own, "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            self._door.lock(lock)
+        except BlockingIOError:
+            self._door.close(lock)
+            raise StorageInUse(
+                f"{root} is served by another process (it holds {RESERVED}/lock there); stop it, or choose another root"
+            ) from None
+        return lock
+
+    def _check_mark(self, own: int, root: Path) -> None:
+        try:
+            fd = self._door.open_at(own, MARK, os.O_RDONLY)
+        except FileNotFoundError:
+            self._write_mark(own)
+            return
+        try:
+            mark = bytearray(_MARK_BYTES)
+            count = self._door.read_into(fd, mark, 0)
+        finally:
+            self._door.close(fd)
+        lines = mark[:count].decode("utf-8", "replace").splitlines()
+        if lines[:1] != [FORMAT]:
+            found = lines[0] if lines else "nothing"
+            raise StorageUnknown(
+                f"{root / RESERVED / MARK} says {found!r}, not {FORMAT!r}: written by another version; install that one"
+            )
+
+    def _write_mark(self, own: int) -> None:
+        """Written whole or not at all: under another name first."""
+        fd = self._door.open_at(own, MARK + ".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        try:
+            write_all(self._door, fd, f"{FORMAT}\n{secrets.token_hex(16)}\n".encode(), 0)
+            self._door.fsync(fd)
+        finally:
+            self._door.close(fd)
+        self._door.rename(own, MARK + ".new", own, MARK)
+
+    def _open_staging(self, own: int) -> int:
+        with suppress(FileExistsError):
+            self._door.make_directory(own, "staging", 0o700)
+        return self._door.open_at(own, "staging", os.O_RDONLY | os.O_DIRECTORY)
+
+    def start(self, live_uploads: Collection[bytes]) -> Collection[bytes]:
+        """See the contract. ``StorageError`` when the disk fails already now."""
+        try:
+            self._resolve_pending()
+            kept = self._staging.recover(live_uploads)
+        except OSError as error:
+            raise StorageError(f"the storage cannot be recovered: {error}") from error
+        self._publisher.start()
+        self._small.start()
+        return kept
+
+    def _resolve_pending(self) -> None:
+        """Decide what the last batch before a crash has become: a row is true if its file is there."""
+        kept: list[tuple[int, int]] = []
+        dropped: list[int] = []
+        for row in self._catalogue.pending():
+            try:
+                identity = Identity.of(self._tree.facts(row.path))
+            except OSError:
+                dropped.append(row.id)
+                continue
+            if row.matches(identity):
+                kept.append((row.id, identity.ctime_ns))
+            else:
+                dropped.append(row.id)
+        if kept:
+            # Renamed, but perhaps not durably: it must be, before anybody is told that it was published.
+            self._door.sync_file_system(self._root_fd)
+        if kept or dropped:
+            self._catalogue.resolve(kept, dropped)
+
+    def close(self) -> None:
+        """See the contract."""
+        self._staged.close()
+        self._small.close()
+        self._publisher.close()
+        self._resources.close()
+
+    # uploads ---------------------------------------------------------------------------------------------------------
+
+    def begin(self, spec: UploadSpec) -> None:
+        """See the contract."""
+        self._health.check_writable()
+        if not self._staging.holds(spec.upload_id):
+            self._naming.check_publishable(spec)
+        self._staging.begin(spec.upload_id, spec.size, executable=spec.executable)
+
+    def put_piece(self, upload_id: bytes, writer: int, segment: int, offset: int, data: Buffer) -> None:
+        """See the contract."""
+        self._health.check_writable()
+        self._staging.write(upload_id, segment, offset, data)
+
+    def seal_segment(self, upload_id: bytes, writer: int, segment: int, digest: bytes) -> None:
+        """See the contract. There is one file for all writers: nothing to choose."""
+
+    def read_staged(self, upload_id: bytes, segment: int, offset: int, buffer: bytearray | memoryview) -> int:
+        """See the contract; what was never written reads as zeros."""
+        return self._staging.read(upload_id, segment, offset, buffer)
+
+    def commit(
+        self, spec: UploadSpec, manifest: Manifest, on_done: OnDone, on_progress: OnProgress | None = None
+    ) -> None:
+        """See the contract."""
+        done = self.finished(spec.upload_id)
+        if done is not None:
+            on_done(done)
+            return
+        self._staged.submit(spec, manifest, on_done, on_progress)
+
+    def commit_small(self, spec: UploadSpec, data: bytes, digest: bytes, on_done: OnDone) -> None:
+        """See the contract."""
+        if len(data) > SMALL_BYTES:
+            raise ValueError(f"{len(data)} bytes are not a small file")
+        commit = Commit(spec, digest, None, on_done)
+        if spec.precondition.if_match is None:
+            self._small.submit(commit, data)
+        else:
+            self._staged.verify_first(commit, lambda: self._small.submit(commit, data))
+
+    def abort(self, upload_id: bytes) -> None:
+        """See the contract."""
+        self._staging.remove(upload_id)
+
+    def finished(self, upload_id: bytes) -> Published | None:
+        """See the contract."""
+        return self._catalogue.finished(upload_id)
+
+    def _verify(self, spec: UploadSpec) -> Identity | None:
+        """The version of which ``if_match`` is true now; None without ``if_match``."""
+        if spec.precondition.if_match is None:
+            return None
+        return self._naming.matching(spec.name, spec.precondition.if_match)
+
+    # versions --------------------------------------------------------------------------------------------------------
+
+    def open_version(self, name: RemoteName) -> VersionInfo:
+        """See the contract."""
+        facts = self._tree.look(name)
+        if stat.S_ISDIR(facts.st_mode):
+            raise Refusal(ErrorCode.DENIED, "a directory")
+        identity, mode = Identity.of(facts), facts.st_mode
+        manifest = self._manifests.recorded(name, identity) if identity.size <= SMALL_BYTES else None
+        if manifest is None:
+            known = self._manifests.open(name)
+            identity, mode, manifest = known.identity, known.mode, known.manifest
+            version = Version(name, identity, manifest.root)
+            if identity.size <= SMALL_BYTES:
+                self._door.close(known.fd)
+            else:
+                self._versions.hold(version.token(), known.fd, manifest)
+        else:
+            version = Version(name, identity, manifest.root)
+        is_executable = bool(mode & stat.S_IXUSR)
+        return VersionInfo(version.token(), name, identity.size, identity.mtime_ns, is_executable, manifest.root)
+
+    def open_reader(self, token: bytes) -> LocalReader:
+        """See the contract."""
+        return self._versions.open_reader(token)
+
+    def manifest(self, token: bytes) -> Manifest:
+        """See the contract."""
+        return self._versions.manifest(token)
+
+    # names -----------------------------------------------------------------------------------------------------------
+
+    def list(self, prefix: str, after: str, limit: int, recursive: bool) -> Page:
+        """See the contract."""
+        return self._listing.page(prefix, after, limit, recursive=recursive)
+
+    def stat(self, name: RemoteName) -> Entry:
+        """See the contract."""
+        return self._listing.entry(name)
+
+    def delete(self, name: RemoteName, if_match: bytes | None = None) -> None:
+        """See the contract."""
+        self._naming.delete(name, if_match)
+
+    def move(self, source: RemoteName, target: RemoteName, if_absent: bool = False) -> None:
+        """See the contract."""
+        self._naming.move(source, target, if_absent=if_absent)
+
+    def make_directory(self, name: RemoteName) -> None:
+        """See the contract."""
+        self._naming.make_directory(name)
+
+    def free_bytes(self) -> int | None:
+        """See the contract."""
+        try:
+            return self._door.free_bytes(self._root_fd)
+        except OSError as error:
+            raise refusal_of(error) from None

@@ -1,0 +1,174 @@
+"""Naming: what happens to names besides publication: delete, move, make, and what an upload's name allows.
+
+Changes are made under the publication lock and made durable after it is let go. When making them durable fails, the
+outcome is unknown and the storage read-only.
+"""
+
+from __future__ import annotations
+
+import errno
+import sqlite3
+import stat
+import threading
+
+from twinport_protocol.errors import ErrorCode, Refusal
+
+from .catalogue import Catalogue
+from .contract import UploadSpec
+from .disk_door import DiskDoor
+from .manifests import Manifests
+from .tree import Identity, OpenDirectories, Tree, check_plain, split
+from .troubles import Health, refusal_of
+
+
+class Naming:
+    """See the module. ``lock`` is the publication lock."""
+
+    def __init__(
+        self,
+        door: DiskDoor,
+        tree: Tree,
+        catalogue: Catalogue,
+        manifests: Manifests,
+        lock: threading.Lock,
+        health: Health,
+    ) -> None:
+        self._door = door
+        self._tree = tree
+        self._catalogue = catalogue
+        self._manifests = manifests
+        self._lock = lock
+        self._health = health
+
+    def matching(self, name: str, root: bytes) -> Identity:
+        """The identity of the current version, if its root is ``root``; ``Changed`` otherwise. May take as long as
+        hashing."""
+        try:
+            known = self._manifests.open(name)
+        except Refusal as refusal:
+            if refusal.code is ErrorCode.FILE_NOT_FOUND:
+                raise Refusal(ErrorCode.CHANGED, "the file is gone") from None
+            raise
+        self._door.close(known.fd)
+        if known.manifest.root != root:
+            raise Refusal(ErrorCode.CHANGED)
+        return known.identity
+
+    def check_publishable(self, spec: UploadSpec) -> None:
+        """What is certain already about an upload's name. ``NameConflict``, ``Denied``, ``Exists``, ``Changed``."""
+        try:
+            facts = self._tree.facts(spec.name)
+        except FileNotFoundError:
+            if spec.precondition.if_match is not None:
+                raise Refusal(ErrorCode.CHANGED, "the file is gone") from None
+            return
+        except OSError as error:
+            raise refusal_of(error) from None
+        check_plain(facts)
+        if stat.S_ISDIR(facts.st_mode):
+            raise Refusal(ErrorCode.NAME_CONFLICT)
+        if spec.precondition.if_absent:
+            raise Refusal(ErrorCode.EXISTS)
+        if spec.precondition.if_match is not None:
+            manifest = self._manifests.recorded(spec.name, Identity.of(facts))
+            if manifest is not None and manifest.root != spec.precondition.if_match:
+                raise Refusal(ErrorCode.CHANGED)
+
+    def delete(self, name: str, if_match: bytes | None) -> None:
+        """See ``Storage.delete``."""
+        self._health.check_writable()
+        parent, leaf = split(name)
+        if if_match is not None and stat.S_ISDIR(self._tree.look(name).st_mode):
+            raise Refusal(ErrorCode.CHANGED, "a directory")
+        verified = None
+        if if_match is not None:
+            verified = self.matching(name, if_match)
+        with OpenDirectories(self._door, self._tree) as directories:
+            try:
+                with self._lock:
+                    facts = self._door.stat_at(directories.open(parent), leaf)
+                    check_plain(facts)
+                    if verified is not None and Identity.of(facts) != verified:
+                        raise Refusal(ErrorCode.CHANGED)
+                    if stat.S_ISDIR(facts.st_mode):
+                        self._door.remove_directory(directories.open(parent), leaf)
+                    else:
+                        self._door.unlink(directories.open(parent), leaf)
+                        self._catalogue.forget_later(name)
+                    directories.note_change(parent)
+            except NotADirectoryError as error:
+                raise Refusal(ErrorCode.FILE_NOT_FOUND, str(error)) from None
+            except OSError as error:
+                raise refusal_of(error) from None
+            self._flush(directories)
+
+    def move(self, source: str, target: str, *, if_absent: bool) -> None:
+        """See ``Storage.move``."""
+        self._health.check_writable()
+        is_directory = stat.S_ISDIR(self._tree.look(source).st_mode)
+        if source == target:
+            if if_absent:
+                raise Refusal(ErrorCode.EXISTS)
+            return
+        if target.startswith(source + "/"):
+            raise Refusal(ErrorCode.NAME_CONFLICT, "a directory into itself" if is_directory else "beneath a file")
+        with OpenDirectories(self._door, self._tree) as directories:
+            try:
+                with self._lock:
+                    self._rename(source, target, directories, is_new=if_absent or is_directory)
+            except OSError as error:
+                raise refusal_of(error) from None
+            except sqlite3.Error as error:
+                # The file has moved; its manifest is made anew when it is asked for.
+                self._health.fail("writing the catalogue", error)
+            self._flush(directories)
+
+    def _rename(self, source: str, target: str, directories: OpenDirectories, *, is_new: bool) -> None:
+        source_parent, source_leaf = split(source)
+        target_parent, target_leaf = split(target)
+        above = directories.open(source_parent)
+        # Look before parents are made: a refused move leaves nothing behind.
+        self._check_target(target, is_new=is_new)
+        below = directories.make(target_parent)
+        if is_new:
+            try:
+                self._door.rename_new(above, source_leaf, below, target_leaf)
+            except OSError as error:
+                if error.errno == errno.EINVAL:
+                    raise Refusal(ErrorCode.NAME_CONFLICT, str(error)) from None
+                raise
+        else:
+            self._door.rename(above, source_leaf, below, target_leaf)
+        directories.note_change(source_parent)
+        directories.note_change(target_parent)
+        ctime_ns = self._door.stat_at(below, target_leaf).st_ctime_ns
+        self._catalogue.follow(source, target, ctime_ns)
+
+    def _check_target(self, target: str, *, is_new: bool) -> None:
+        try:
+            facts = self._tree.facts(target)
+        except FileNotFoundError:
+            return
+        check_plain(facts)
+        if is_new:
+            raise Refusal(ErrorCode.EXISTS)
+        if stat.S_ISDIR(facts.st_mode):
+            raise Refusal(ErrorCode.NAME_CONFLICT)
+
+    def make_directory(self, name: str) -> None:
+        """See ``Storage.make_directory``."""
+        self._health.check_writable()
+        with OpenDirectories(self._door, self._tree) as directories:
+            try:
+                with self._lock:
+                    directories.make(name)
+            except OSError as error:
+                raise refusal_of(error) from None
+            self._flush(directories)
+
+    def _flush(self, directories: OpenDirectories) -> None:
+        try:
+            directories.flush()
+        except OSError as error:
+            self._health.fail("flushing a directory", error)
+            raise Refusal(ErrorCode.OUTCOME_UNKNOWN, str(error)) from None

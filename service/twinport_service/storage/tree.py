@@ -1,0 +1,163 @@
+"""The tree of files beneath a root: names become descriptors here, and nowhere else.
+
+A remote name was judged as text before it comes here; what counts is that the kernel resolves it by ``openat2`` beneath
+the root's descriptor without passing a symlink, so that no name, planted link or race leads outside.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from twinport_protocol.errors import ErrorCode, Refusal
+
+from .disk_door import O_PATH, DiskDoor
+from .troubles import refusal_of
+
+_OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
+_OPEN_FILE = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
+
+
+class Identity(NamedTuple):
+    """What tells one version of a file from another without reading it."""
+
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+
+    @classmethod
+    def of(cls, facts: os.stat_result) -> Identity:
+        """The identity in what ``fstat`` says."""
+        return cls(facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
+
+
+def split(name: str) -> tuple[str, str]:
+    """The directory ("" for the root) and the last component of a name."""
+    parent, _, leaf = name.rpartition("/")
+    return parent, leaf
+
+
+def check_plain(facts: os.stat_result) -> None:
+    """``Denied`` for anything but a plain file or a directory."""
+    if not (stat.S_ISREG(facts.st_mode) or stat.S_ISDIR(facts.st_mode)):
+        raise Refusal(ErrorCode.DENIED, "neither a file nor a directory")
+
+
+class Tree:
+    """The directories and files beneath ``root_fd``. Methods raise ``OSError`` unless they say otherwise."""
+
+    def __init__(self, door: DiskDoor, root_fd: int) -> None:
+        self._door = door
+        self._root_fd = root_fd
+
+    @contextmanager
+    def directory(self, path: str) -> Iterator[int]:
+        """A directory's descriptor for a while."""
+        descriptor = self.open_directory(path)
+        try:
+            yield descriptor
+        finally:
+            self._door.close(descriptor)
+
+    def open_directory(self, path: str) -> int:
+        """A directory's descriptor, to be closed by the caller."""
+        if not path:
+            return self._door.open_at(self._root_fd, ".", _OPEN_DIRECTORY)
+        return self._door.open_beneath(self._root_fd, path, _OPEN_DIRECTORY)
+
+    def facts(self, name: str) -> os.stat_result:
+        """What stands under a name; of a symlink itself."""
+        if "/" not in name:
+            return self._door.stat_at(self._root_fd, name)
+        descriptor = self._door.open_beneath(self._root_fd, name, O_PATH)
+        try:
+            return self._door.fstat(descriptor)
+        finally:
+            self._door.close(descriptor)
+
+    def look(self, name: str) -> os.stat_result:
+        """What stands under a name, for a reader: refusals ``FileNotFound``, ``Denied`` for what is not plain."""
+        try:
+            facts = self.facts(name)
+        except NotADirectoryError as error:
+            raise Refusal(ErrorCode.FILE_NOT_FOUND, str(error)) from None
+        except OSError as error:
+            raise refusal_of(error) from None
+        check_plain(facts)
+        return facts
+
+    def open_file(self, name: str) -> tuple[int, Identity, int]:
+        """A plain file's descriptor, identity and mode, to be closed by the caller; refusals as :meth:`look`."""
+        try:
+            descriptor = self._door.open_beneath(self._root_fd, name, _OPEN_FILE)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise Refusal(ErrorCode.FILE_NOT_FOUND, str(error)) from None
+        except OSError as error:
+            raise refusal_of(error) from None
+        try:
+            facts = self._door.fstat(descriptor)
+            if not stat.S_ISREG(facts.st_mode):
+                raise Refusal(ErrorCode.DENIED, "not a plain file")
+        except BaseException:
+            self._door.close(descriptor)
+            raise
+        return descriptor, Identity.of(facts), facts.st_mode
+
+
+class OpenDirectories:
+    """Directories opened during one batch of changes, by path, and which of them have new names to make durable.
+
+    A context manager; used by one thread. A path is resolved once per batch: what another program moves about meanwhile
+    takes a published file along, as it would a moment later.
+    """
+
+    def __init__(self, door: DiskDoor, tree: Tree) -> None:
+        self._door = door
+        self._tree = tree
+        self._descriptors: dict[str, int] = {}
+        self._changed: dict[str, None] = {}
+
+    def __enter__(self) -> OpenDirectories:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        while self._descriptors:
+            self._door.close(self._descriptors.popitem()[1])
+
+    def open(self, path: str) -> int:
+        """An existing directory."""
+        descriptor = self._descriptors.get(path)
+        if descriptor is None:
+            descriptor = self._descriptors[path] = self._tree.open_directory(path)
+        return descriptor
+
+    def make(self, path: str) -> int:
+        """A directory that is made, with its parents, if it is not there; ``ENOTDIR`` where a file is in the way."""
+        try:
+            return self.open(path)
+        except FileNotFoundError:
+            parent, leaf = split(path)
+            above = self.make(parent)
+            try:
+                self._door.make_directory(above, leaf)
+            except FileExistsError:
+                pass
+            else:
+                self._changed[parent] = None
+            return self.open(path)
+
+    def note_change(self, path: str) -> None:
+        """A name in an opened directory was added, replaced or removed."""
+        self._changed[path] = None
+
+    def flush(self) -> None:
+        """Make all changes durable."""
+        while self._changed:
+            path = next(iter(self._changed))
+            self._door.fsync_directory(self.open(path))
+            del self._changed[path]
