@@ -85,6 +85,8 @@ def receive_upload(data: DataConnection, desk: UploadDesk, opened: OpenedUpload,
         finally:
             handle.detach()
     except BaseException:
+        # A reset: after a mere FIN a client that is still sending would fill the window and then wait for a minute.
+        data.close(reset=True)
         abort_upload(desk, opened)
         raise
     finally:

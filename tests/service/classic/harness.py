@@ -32,6 +32,11 @@ SHORT = ClassicLimits(
 PATIENT = replace(SHORT, pairing=PairingTimes(10.0, 3.0, 0.05), transfer=TransferTimes(30.0, 30.0))
 
 
+def limits_with(**session: float) -> ClassicLimits:
+    """The short limits with other ones for the session."""
+    return replace(SHORT, session=replace(SHORT.session, **session))  # type: ignore[arg-type]
+
+
 @dataclass
 class RunningPlane:
     """A plane that serves; what the tests look at."""
