@@ -28,6 +28,7 @@ from twinport_protocol.segments import MIN_SEGMENT_BYTES
 from twinport_protocol.tickets import decode_ticket
 
 from benchmarks.core import start_twinport
+from benchmarks.measure import cpu_seconds
 
 MIB = 1024 * 1024
 FILE_BYTES = 64 * MIB
@@ -174,17 +175,19 @@ def main() -> None:
         stack.callback(process.kill)
         ready.wait()
         times = []
+        before = cpu_seconds(server.pid)
         end = time.perf_counter() + options.seconds
         while time.perf_counter() < end:
             begin = time.perf_counter()
             control.ask(Verb.PING)
             times.append((time.perf_counter() - begin) * 1000)
             time.sleep(0.005)
+        used = cpu_seconds(server.pid) - before
         times.sort()
         print(
             f"{options.idle} idle and {options.busy} busy channels: {len(times)} PINGs, "
             f"p50 {statistics.median(times):.1f} ms, p99 {times[int(len(times) * 0.99)]:.1f} ms, "
-            f"most {times[-1]:.1f} ms"
+            f"most {times[-1]:.1f} ms, server CPU {used / options.seconds:.0%}"
         )
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack, closing
+
 from .config import Settings
 from .identity import IdentityError, load_identity
-from .ledger_sqlite import SqliteLedger
+from .ledger_sqlite import LedgerUnknown, SqliteLedger
 from .server import Foundation
-from .storage.local import LocalStorage, StorageInUse
+from .storage.local import LocalStorage
+from .storage.troubles import StorageError
 
 OWN_DIRECTORY = ".twinport"
 
@@ -19,11 +22,13 @@ def open_foundation(settings: Settings) -> Foundation:
     """Open the root of the settings, making what is missing. Raises ``FoundationError``."""
     root = settings.root.absolute()
     try:
-        storage = LocalStorage(root)
-        own = root / OWN_DIRECTORY
-        keys = load_identity(own / "identity.json")
-        ledger = SqliteLedger(own / "ledger.db", max_open_uploads_per_user=settings.max_open_uploads)
-    except (StorageInUse, IdentityError) as error:
+        with ExitStack() as stack:
+            storage = stack.enter_context(closing(LocalStorage(root)))
+            own = root / OWN_DIRECTORY
+            keys = load_identity(own / "identity.json")
+            ledger = SqliteLedger(own / "ledger.db", max_open_uploads_per_user=settings.max_open_uploads)
+            stack.pop_all()
+    except (StorageError, LedgerUnknown, IdentityError) as error:
         raise FoundationError(str(error)) from None
     except OSError as error:
         advice = "Choose another --root or mend its rights."
