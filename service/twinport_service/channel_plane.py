@@ -69,19 +69,30 @@ class ChannelPlane:
         """
         with self._changed:
             refused = self._draining or len(self._workers) >= self._bounds.channels
-            unattached = [worker for worker, _ in self._workers.values() if not worker.attached]
+            unattached = [worker for worker, _ in self._workers.values() if not worker.attached and not worker.aborted]
             if not refused and len(unattached) >= self._bounds.unattached:
                 unattached[0].abort()
             if refused:
                 get_log().info("[CHANNEL] Refused: too many", peer=peer)
                 sock.close()
                 return False
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             number = next(self._numbers)
-            worker = ChannelWorker(sock, peer, self._make_session, self._pool, self._bounds.times, self._clock)
+            try:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                worker = ChannelWorker(sock, peer, self._make_session, self._pool, self._bounds.times, self._clock)
+            except OSError as error:
+                get_log().error("[CHANNEL] Refused", peer=peer, error=error.strerror)
+                sock.close()
+                return False
             thread = threading.Thread(target=self._run, args=(number, worker), name=f"channel-{number}", daemon=True)
             self._workers[number] = (worker, thread)
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError:
+            get_log().error("[CHANNEL] Refused: no more threads", peer=peer)
+            self._forget(number)
+            worker.close()
+            return False
         return True
 
     def _make_session(self, wake: Callable[[], None]) -> ChannelSession:
@@ -95,6 +106,9 @@ class ChannelPlane:
                 f"[CHANNEL] Closed after {tally.bytes_in} bytes in, {tally.bytes_out} bytes out, "
                 f"{tally.files_in} files committed, from {worker.peer}"
             )
+        self._forget(number)
+
+    def _forget(self, number: int) -> None:
         with self._changed:
             del self._workers[number]
             self._changed.notify_all()

@@ -45,8 +45,8 @@ class Payload:
     reader: Reader
     offset: int
     remaining: int
-    closes: Callable[[], None] | None = None
-    """To be called once the bytes went out: the attachment ended with them."""
+    release: Callable[[], None]
+    """To be called once the bytes went out, or never will."""
 
 
 @dataclass
@@ -59,21 +59,35 @@ class Tally:
 
 
 class _Download:
-    """A download attachment: its reader is opened at the first GET."""
+    """A download attachment: its reader is opened at the first GET, closed when it is over and no payload needs it."""
 
     def __init__(self, storage: Storage, ticket: Ticket) -> None:
         self.token = ticket.scope
         self.layout = Layout.of(ticket.size)
         self._storage = storage
         self._reader: Reader | None = None
+        self._payloads = 0
+        self._over = False
 
     def reader(self) -> Reader:
         if self._reader is None:
             self._reader = self._storage.open_reader(self.token)
         return self._reader
 
+    def payload(self, position: int, length: int) -> Payload:
+        self._payloads += 1
+        return Payload(self.reader(), position, length, self._release)
+
+    def _release(self) -> None:
+        self._payloads -= 1
+        self._close_when_done()
+
     def close(self) -> None:
-        if self._reader is not None:
+        self._over = True
+        self._close_when_done()
+
+    def _close_when_done(self) -> None:
+        if self._over and not self._payloads and self._reader is not None:
             self._reader.close()
             self._reader = None
 
@@ -100,7 +114,7 @@ class ChannelSession:
         self._refused: dict[int, ErrorCode] = {}
         self._put_status: int | None = None
         self._whole: bytearray | None = None
-        self._gets: deque[Header] = deque()
+        self._requests: deque[Header] = deque()
         self._settled: deque[tuple[Header, Published | Refusal]] = deque()
         self._progress_at = 0
         self.outgoing: deque[bytes | Payload] = deque()
@@ -143,6 +157,10 @@ class ChannelSession:
                 raise Refusal(self._refused.get(header.attachment, ErrorCode.NOT_ATTACHED))
             if self._put_status is None:
                 self._take(handle, chunk, first)
+            if chunk.ends and header.flags & COMMIT and self._put_status == AckStatus.DUPLICATE:
+                # Sealed by a copy that came before; what is left to do is to publish it.
+                handle.commit(chunk.digest or b"", self._outcome_of(header))
+                self._put_status = -1
         except Refusal as refusal:
             self._put_status = refusal.code.number
             self._whole = None
@@ -187,8 +205,6 @@ class ChannelSession:
         wanted = handle.begin_piece(header.segment, header.offset, header.length, last=last)
         if not wanted:
             self._put_status = int(AckStatus.DUPLICATE)
-            if header.flags & COMMIT:
-                self._put_status = ErrorCode.UPLOAD_CLOSED.number
 
     def _outcome_of(self, header: Header) -> Callable[[Published | Refusal], None]:
         def on_done(outcome: Published | Refusal) -> None:
@@ -218,47 +234,60 @@ class ChannelSession:
     @property
     def wants_to_send(self) -> bool:
         """Whether :meth:`produce` would queue something."""
-        return bool(self._gets)
+        return bool(self._requests)
 
     def produce(self) -> None:
-        """Queue the next SEG frame of the oldest GET. Called by the owner when ``outgoing`` has run low."""
-        if not self._gets:
+        """Queue the next answer, or SEG frame of an answer, to the oldest request.
+
+        Called by the owner when ``outgoing`` has run low: answers are larger than requests, and a client that asks
+        without reading must not fill our memory with them.
+        """
+        if not self._requests:
             return
-        get = self._gets[0]
+        request = self._requests[0]
+        if request.type == FrameType.GET:
+            self._produce_segment(request)
+            return
+        self._requests.popleft()
+        if request.type == FrameType.MANIFEST:
+            self._answer(request, FrameType.MANIFEST_IS, self._manifest)
+        else:
+            self._answer(request, FrameType.HAVE_IS, self._have)
+
+    def _produce_segment(self, get: Header) -> None:
         offset = get.offset + self._progress_at
         length = min(self._piece_bytes, get.offset + get.length - offset)
         last = offset + length == get.offset + get.length
         try:
-            reader, position = self._readable(get, offset)
+            download, position = self._readable(get, offset)
+            reader = download.reader()
             if reader.zero_copy and length > INLINE_BYTES:
                 self.outgoing.append(self._wire.segment_header(get, offset, length, last=last))
-                self.outgoing.append(Payload(reader, position, length))
+                self.outgoing.append(download.payload(position, length))
             else:
                 data = bytearray(length)
                 if reader.read_into(position, data) != length:
                     raise Refusal(ErrorCode.CORRUPT, "the stored file is shorter than it was")
                 self.outgoing.append(self._wire.segment_header(get, offset, length, last=last) + data)
         except Refusal as refusal:
-            self.outgoing.append(
-                self._wire.segment_header(get, offset, 0, last=True, status=refusal.code.number)
-            )
+            self.outgoing.append(self._wire.segment_header(get, offset, 0, last=True, status=refusal.code.number))
             last = True
         else:
             self.tally.bytes_out += length
             self._progress_at += length
         if last:
-            self._gets.popleft()
+            self._requests.popleft()
             self._progress_at = 0
             if get.flags & DETACH_AFTER:
                 self._detach(get.attachment)
 
-    def _readable(self, get: Header, offset: int) -> tuple[Reader, int]:
+    def _readable(self, get: Header, offset: int) -> tuple[_Download, int]:
         download = self._attached.get(get.attachment)
         if not isinstance(download, _Download):
             raise Refusal(self._refused.get(get.attachment, ErrorCode.NOT_ATTACHED))
         if get.segment >= download.layout.count or get.offset + get.length > download.layout.length(get.segment):
             raise Refusal(ErrorCode.BAD_REQUEST, "beyond the segment")
-        return download.reader(), download.layout.start(get.segment) + offset
+        return download, download.layout.start(get.segment) + offset
 
     # attachments and requests ----------------------------------------------------------------------------------------
 
@@ -266,15 +295,11 @@ class ChannelSession:
         header = message.header
         if header.type == FrameType.ATTACH:
             self._attach(header.attachment, message.body)
-        elif header.type == FrameType.GET:
-            self._gets.append(header)
+        elif header.type in (FrameType.GET, FrameType.MANIFEST, FrameType.HAVE):
+            self._requests.append(header)
         elif header.type == FrameType.DETACH:
             self._refused.pop(header.attachment, None)
             self._detach(header.attachment)
-        elif header.type == FrameType.MANIFEST:
-            self._answer(header, FrameType.MANIFEST_IS, self._manifest)
-        elif header.type == FrameType.HAVE:
-            self._answer(header, FrameType.HAVE_IS, self._have)
 
     def _attach(self, attachment: int, raw: bytes) -> None:
         try:
@@ -315,12 +340,7 @@ class ChannelSession:
         if isinstance(attached, UploadHandle):
             attached.detach()
         elif attached is not None:
-            # A payload that is still to be moved needs the reader: it closes it when it is through.
-            payload = self.outgoing[-1] if self.outgoing else None
-            if isinstance(payload, Payload):
-                payload.closes = attached.close
-            else:
-                attached.close()
+            attached.close()
 
     def goodbye(self) -> None:
         """Tell the client that the server stops at this frame boundary."""
@@ -329,6 +349,10 @@ class ChannelSession:
 
     def close(self) -> None:
         """The connection is gone: leave every upload, close every reader."""
+        for item in self.outgoing:
+            if isinstance(item, Payload):
+                item.release()
+        self.outgoing.clear()
         for attachment in list(self._attached):
             attached = self._attached.pop(attachment)
             if isinstance(attached, UploadHandle):

@@ -23,6 +23,10 @@ from .log import get_log
 _SEND_BYTES = 256 * 1024
 _READ_EVENTS = select.POLLIN | select.POLLHUP | select.POLLERR
 _RECEIVES_IN_A_ROW = 4
+_QUEUED_ANSWERS = 4096
+"""More of them unsent, and no more frames are taken: a client that sends without reading would fill our memory."""
+_PROGRESS_BYTES = 16 * 1024
+"""What must move within ``stall_seconds`` in mid work: a byte now and then is no progress."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,8 @@ class ChannelWorker:
         self.session = make_session(self.wake)
         self.started_at = clock()
         self._moved_at = self.started_at
+        self._moved_bytes = 0
+        self.aborted = False
 
     @property
     def attached(self) -> bool:
@@ -86,6 +92,7 @@ class ChannelWorker:
     def abort(self) -> None:
         """End the connection now; the owner notices."""
         with self._wake_lock:
+            self.aborted = True
             if not self._closed:
                 # shutdown, not close: the descriptor stays the owner's.
                 try:
@@ -108,7 +115,7 @@ class ChannelWorker:
         except Exception:
             get_log().exception("[CHANNEL] Internal error", peer=self.peer)
         finally:
-            self._close()
+            self.close()
 
     def _serve(self) -> None:
         poller = select.poll()
@@ -116,26 +123,29 @@ class ChannelWorker:
         poller.register(self._sock, select.POLLIN)
         watching = select.POLLIN
         buffer: bytearray | None = None
-        drain_at: float | None = None
+        end_at: float | None = None
+        said_all = False
         try:
             while True:
                 self.session.settle()
                 blocked = not self._send()
-                if self.session.ended and not self._unsent:
-                    self._sock.shutdown(socket.SHUT_WR)
-                    return
-                if self._draining and not self.session.ended:
-                    drain_at = drain_at or self._clock() + self._times.drain_seconds
-                    if self._clock() >= drain_at:
+                if self._draining or self.session.ended:
+                    end_at = end_at or self._clock() + self._times.drain_seconds
+                    if self._clock() >= end_at:
                         return
-                    if self.session.at_boundary and self._payload is None:
+                    if not self.session.ended and self.session.at_boundary and self._payload is None:
                         self.session.goodbye()
                         continue
-                wanted = select.POLLIN | (select.POLLOUT if blocked else 0)
+                    if self.session.ended and not self._unsent and not said_all:
+                        # Not closed yet: with bytes of the client unread, a close destroys what it has not got so far.
+                        self._sock.shutdown(socket.SHUT_WR)
+                        said_all = True
+                congested = blocked and len(self.session.outgoing) > _QUEUED_ANSWERS
+                wanted = (0 if congested else select.POLLIN) | (select.POLLOUT if blocked else 0)
                 if wanted != watching:
                     poller.modify(self._sock, wanted)
                     watching = wanted
-                timeout = self._timeout(drain_at)
+                timeout = self._timeout(end_at)
                 if buffer is not None:
                     ready = poller.poll(min(timeout, 0.05) * 1000)
                     if not ready:
@@ -168,11 +178,11 @@ class ChannelWorker:
                 return True
             if not count:
                 return False
-            self._moved_at = self._clock()
             if self.session.ended:
-                continue  # after a farewell, read and drop: a reset would destroy what is still to be sent
+                continue  # after a farewell, read and drop
             with memoryview(buffer) as view:
                 self.session.receive(view[:count])
+            self._note_progress(count)
             if count < len(buffer):
                 return True
         return True
@@ -200,8 +210,8 @@ class ChannelWorker:
                 count = self._sock.send(self._pending, socket.MSG_MORE if self._payload is not None else 0)
             except BlockingIOError:
                 return False
-            self._moved_at = self._clock()
             del self._pending[:count]
+            self._note_progress(count)
             if self._pending:
                 return False
 
@@ -239,10 +249,9 @@ class ChannelWorker:
                 raise Refusal(ErrorCode.CORRUPT, "the stored file is shorter than it was")
             payload.offset += count
             payload.remaining -= count
-            self._moved_at = self._clock()
+            self._note_progress(count)
         self._payload = None
-        if payload.closes is not None:
-            payload.closes()
+        payload.release()
         return True
 
     # time ------------------------------------------------------------------------------------------------------------
@@ -250,21 +259,31 @@ class ChannelWorker:
     def _deadline(self) -> float:
         if not self.session.attached_once:
             return self.started_at + self._times.attach_seconds
-        # An answer that waits for our own disk is not the client's silence.
-        working = self._unsent or not self.session.at_boundary
-        return self._moved_at + (self._times.stall_seconds if working else self._times.idle_seconds)
+        return self._moved_at + (self._times.stall_seconds if self._working else self._times.idle_seconds)
 
-    def _timeout(self, drain_at: float | None) -> float:
-        deadline = self._deadline() if drain_at is None else drain_at
+    def _note_progress(self, count: int) -> None:
+        self._moved_bytes += count
+        if self._moved_bytes >= _PROGRESS_BYTES or not self._working:
+            self._moved_bytes = 0
+            self._moved_at = self._clock()
+
+    @property
+    def _working(self) -> bool:
+        # An answer that waits for our own disk is not the client's silence.
+        return self._unsent or not self.session.at_boundary
+
+    def _timeout(self, end_at: float | None) -> float:
+        deadline = self._deadline() if end_at is None else end_at
         return max(0.0, deadline - self._clock()) + 0.001
 
     def _check_clock(self) -> None:
         if self._clock() >= self._deadline():
             raise TimeoutError("silent for too long")
 
-    def _close(self) -> None:
-        if self._payload is not None and self._payload.closes is not None:
-            self._payload.closes()
+    def close(self) -> None:
+        """Release everything; for the owner, and for whoever could not make one."""
+        if self._payload is not None:
+            self._payload.release()
         self.session.close()
         with self._wake_lock:
             self._closed = True
