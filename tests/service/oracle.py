@@ -1,4 +1,4 @@
-"""What must hold after every attack: a new client is served at once, nothing partial is seen, nothing is left behind."""
+"""What must hold after every attack: a new client is served at once, nothing partial is seen, nothing is left."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A small synchronous client for both connections that can also break every rule: what tests attack the server with.
 
-It judges what it gets: a control reply must be one line of printable UTF-8 within the line bound. It does no resuming, no
-threads and no cleverness; a test says each step itself.
+It judges what it gets: a control reply must be one line of UTF-8 without controls and within the line bound. It does no
+resuming, no threads and no cleverness; a test says each step itself.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _WITH_BODY = frozenset({FrameType.SEG, FrameType.MANIFEST_IS, FrameType.HAVE_IS}
 _ClientT = TypeVar("_ClientT", bound="_Raw")
 
 
-class Closed(Exception):
+class ClosedError(Exception):
     """The server closed the connection where an answer was expected."""
 
 
@@ -81,7 +81,7 @@ class _Raw:
         except ConnectionError:
             data = b""
         if not data:
-            raise Closed
+            raise ClosedError
         self._ahead += data
 
     def is_closed(self, within_seconds: float = ANSWER_SECONDS) -> bool:
@@ -90,7 +90,7 @@ class _Raw:
         try:
             while True:
                 self._fill()
-        except Closed:
+        except ClosedError:
             return True
         except TimeoutError:
             return False
@@ -150,7 +150,7 @@ class RawControl(_Raw):
                 raise
 
     def line(self) -> bytes:
-        """The next line without its end; ``Closed`` at the end of the stream."""
+        """The next line without its end; ``ClosedError`` at the end of the stream."""
         while (end := self._ahead.find(b"\n")) < 0:
             self._fill()
         line = bytes(self._ahead[:end])
@@ -317,7 +317,7 @@ class RawChannel(_Raw):
         self.frame(FrameType.GET, attachment, segment, offset, length, flags)
 
     def answer(self) -> Answer:
-        """The next frame; ``Closed`` at the end of the stream."""
+        """The next frame; ``ClosedError`` at the end of the stream."""
         while len(self._ahead) < HEADER_BYTES:
             self._fill()
         header = Header._make(HEADER.unpack_from(self._ahead))

@@ -1,4 +1,4 @@
-"""Names and sizes from hostile clients, sent as raw bytes: one clear refusal, the session goes on, nothing outside is touched."""
+"""Names and sizes from hostile clients: one clear refusal, the session goes on, nothing outside is touched."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.service.conftest import StartServer
-from tests.service.oracle import Oracle
-from tests.service.raw_client import RawChannel, RawControl, fetch_file, send_file
 from twinport_protocol.errors import ErrorCode
 from twinport_protocol.frames import AckStatus
 from twinport_protocol.messages import Reply, ReplyKind, Verb
+
+from tests.service.conftest import StartServer
+from tests.service.oracle import Oracle
+from tests.service.raw_client import RawChannel, RawControl, fetch_file, send_file
 
 BAD_NAMES = [
     (b"../x", ErrorCode.INVALID_NAME),
@@ -58,9 +59,11 @@ BAD_NAMES = [
 
 # What looks like mischief and is a plain name.
 GOOD_NAMES = [
-    "~", "~root/x", "-rf", "QUIT", "DONE", "OK 1", "my  file.txt", "a=b", "a%2e%2e%2fx", "%252e", "．．／x", "∕etc∕passwd",
+    "~", "~root/x", "-rf", "QUIT", "DONE", "OK 1", "my  file.txt", "a=b", "a%2e%2e%2fx", "%252e", "．．／x",
+    "∕etc∕passwd",
     "..x", "x..", "...", "a b/ c ", " lead", "trail ", "CON", "nul.txt", "a:b", "back\\slash", "n" * 255, "é" * 127,
-    "d/.twinport", "retry=5", "0", "\u202egpj.exe", "é", "e\u0301", "/".join("d" * 200 for _ in range(4)), "'; rm -rf /;'", "$(id)", "*",
+    "d/.twinport", "retry=5", "0", "\u202egpj.exe", "é", "e\u0301",
+    "/".join("d" * 200 for _ in range(4)), "'; rm -rf /;'", "$(id)", "*",
 ]  # fmt: skip
 
 LINES: dict[str, Callable[[bytes], bytes]] = {
