@@ -377,6 +377,16 @@ def test_a_client_believes_no_lie(lie: str) -> None:
     assert caught.value.code is ErrorCode.BAD_STATE
 
 
+def test_the_answers_of_two_gets_are_not_mixed() -> None:
+    client = ChannelClient(LIMITS)
+    for number in (1, 2):
+        assert client.attach(b"t")[0] == number
+        client.get(number, 0, 0, 100)
+    client.feed(memoryview(reply(FrameType.SEG, body=bytes(50), to=1)))
+    with pytest.raises(RemoteProtocolError, match="out of order"):
+        client.feed(memoryview(reply(FrameType.SEG, flags=LAST, at=50, body=bytes(50), to=2)))
+
+
 def test_a_client_believes_the_truth() -> None:
     client = asking_client()
     truth = [
