@@ -6,8 +6,8 @@ take the last moments (``synchronous=NORMAL``: no flush is waited for), never th
 after an unclean start the sealed segments are trusted only once their bytes were hashed again, which is the caller's
 business.
 
-The log of SQLite is folded into the database by a thread of its own, every ``checkpoint_writes`` changes, so that
-nobody waits for that flush either.
+The log of SQLite is folded into the database by a thread of its own, every ``checkpoint_writes`` changes; others wait
+only while it folds in what came during its first pass.
 """
 
 from __future__ import annotations
@@ -201,6 +201,9 @@ class SqliteLedger(MemoryLedger):
                 self._checkpoint_due.clear()
                 try:
                     database.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+                    # What was written meanwhile keeps the log from beginning anew: fold those few pages in undisturbed.
+                    with self._lock:
+                        database.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
                 except sqlite3.Error as error:
                     get_log().error("[STORAGE] The ledger's log could not be folded in", cause=str(error))
         finally:

@@ -1,0 +1,293 @@
+"""The contract of ledgers, held by the one in memory and the one in SQLite."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from twinport_protocol.errors import ErrorCode, Refusal
+from twinport_protocol.names import parse_name
+from twinport_protocol.upload import UploadState
+from twinport_service.ledger import Ledger
+from twinport_service.ledger_memory import MemoryLedger
+from twinport_service.ledger_sqlite import SqliteLedger
+from twinport_service.storage.contract import UploadSpec
+
+LARGE = 20 * 1024 * 1024
+_serial = itertools.count(1)
+
+
+def make_spec(name: str = "file", size: int = LARGE, user: str = "alice") -> UploadSpec:
+    return UploadSpec(next(_serial).to_bytes(16, "big"), user, parse_name(name), size)
+
+
+def refused(code: ErrorCode) -> pytest.RaisesExc[Refusal]:
+    return pytest.RaisesExc(Refusal, check=lambda refusal: refusal.code is code)
+
+
+class Clock:
+    """Wall-clock seconds that move when told to."""
+
+    def __init__(self) -> None:
+        self.seconds = 1000.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def ledger(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> Iterator[Ledger]:
+    made: Ledger
+    if request.param == "memory":
+        made = MemoryLedger(now=clock, max_open_uploads_per_user=3)
+    else:
+        made = SqliteLedger(tmp_path / "ledger.db", now=clock, max_open_uploads_per_user=3)
+    yield made
+    made.close()
+
+
+def test_upload_begins_open_in_generation_one(ledger: Ledger) -> None:
+    spec = make_spec()
+    assert ledger.load(spec.upload_id) is None
+    record = ledger.begin(spec)
+    assert (record.spec, record.generation, record.state, record.touched_at) == (spec, 1, UploadState.OPEN, 1000.0)
+    assert ledger.load(spec.upload_id) == record
+    assert list(ledger.open_uploads()) == [record]
+    assert ledger.sealed(spec.upload_id) == {}
+    ledger.check(spec.upload_id, 1)
+
+
+def test_begin_repeated_answers_the_record_as_it_stands(ledger: Ledger) -> None:
+    spec = make_spec()
+    ledger.begin(spec)
+    leased = ledger.lease(spec.upload_id, "alice")
+    assert ledger.begin(spec) == leased
+    other = UploadSpec(spec.upload_id, "alice", parse_name("other"), LARGE)
+    with refused(ErrorCode.DENIED):
+        ledger.begin(other)
+
+
+def test_open_uploads_of_a_user_are_capped(ledger: Ledger) -> None:
+    specs = [make_spec(f"f{number}") for number in range(3)]
+    for spec in specs:
+        ledger.begin(spec)
+    with refused(ErrorCode.BUSY):
+        ledger.begin(make_spec("one more"))
+    ledger.begin(specs[0])
+    ledger.begin(make_spec("another user's", user="bob"))
+    ledger.finish(specs[0].upload_id)
+    ledger.begin(make_spec("one more"))
+
+
+def test_lease_fences_the_older_holder(ledger: Ledger, clock: Clock) -> None:
+    spec = make_spec()
+    ledger.begin(spec)
+    assert ledger.seal(spec.upload_id, 1, 0, b"0" * 32)
+    clock.seconds += 5
+    record = ledger.lease(spec.upload_id, "alice")
+    assert (record.generation, record.state, record.touched_at) == (2, UploadState.OPEN, 1005.0)
+    for use in (
+        lambda: ledger.check(spec.upload_id, 1),
+        lambda: ledger.seal(spec.upload_id, 1, 1, b"1" * 32),
+        lambda: ledger.fence(spec.upload_id, 1),
+    ):
+        with refused(ErrorCode.FENCED):
+            use()
+    assert ledger.sealed(spec.upload_id) == {0: b"0" * 32}
+    assert ledger.seal(spec.upload_id, 2, 1, b"1" * 32)
+    with refused(ErrorCode.UPLOAD_UNKNOWN):
+        ledger.lease(spec.upload_id, "bob")
+
+
+def test_sealed_segment_is_immutable_until_unsealed(ledger: Ledger) -> None:
+    spec = make_spec()
+    ledger.begin(spec)
+    assert ledger.seal(spec.upload_id, 1, 0, b"a" * 32)
+    assert not ledger.seal(spec.upload_id, 1, 0, b"b" * 32)
+    assert ledger.sealed(spec.upload_id) == {0: b"a" * 32}
+    assert ledger.seal(spec.upload_id, 1, 2, b"c" * 32)
+    ledger.unseal(spec.upload_id, [0, 1, 5])
+    assert ledger.sealed(spec.upload_id) == {2: b"c" * 32}
+    assert ledger.seal(spec.upload_id, 1, 0, b"b" * 32)
+    ledger.unseal(b"unknown", [0])
+
+
+def test_fence_closes_and_reopen_opens(ledger: Ledger) -> None:
+    spec = make_spec()
+    ledger.begin(spec)
+    ledger.fence(spec.upload_id, 1)
+    record = ledger.load(spec.upload_id)
+    assert record is not None
+    assert record.state is UploadState.COMMITTING
+    for use in (
+        lambda: ledger.check(spec.upload_id, 1),
+        lambda: ledger.seal(spec.upload_id, 1, 1, b"1" * 32),
+        lambda: ledger.fence(spec.upload_id, 1),
+        lambda: ledger.lease(spec.upload_id, "alice"),
+    ):
+        with refused(ErrorCode.UPLOAD_CLOSED):
+            use()
+    assert ledger.resumable("alice", spec.name, LARGE) is None
+    assert [found.state for found in ledger.open_uploads()] == [UploadState.COMMITTING]
+    ledger.reopen(spec.upload_id)
+    ledger.reopen(spec.upload_id)
+    ledger.reopen(b"unknown")
+    assert ledger.seal(spec.upload_id, 1, 1, b"1" * 32)
+
+
+def test_finished_upload_is_unknown(ledger: Ledger) -> None:
+    spec = make_spec()
+    ledger.begin(spec)
+    ledger.seal(spec.upload_id, 1, 0, b"0" * 32)
+    ledger.finish(spec.upload_id)
+    ledger.finish(spec.upload_id)
+    assert ledger.load(spec.upload_id) is None
+    assert ledger.sealed(spec.upload_id) == {}
+    assert list(ledger.open_uploads()) == []
+    for use in (
+        lambda: ledger.check(spec.upload_id, 1),
+        lambda: ledger.seal(spec.upload_id, 1, 1, b"1" * 32),
+        lambda: ledger.fence(spec.upload_id, 1),
+        lambda: ledger.lease(spec.upload_id, "alice"),
+    ):
+        with refused(ErrorCode.UPLOAD_UNKNOWN):
+            use()
+    assert ledger.begin(spec).generation == 1
+    assert ledger.sealed(spec.upload_id) == {}
+
+
+def test_resumable_is_the_newest_that_is_worth_it(ledger: Ledger) -> None:
+    name = parse_name("file")
+    assert ledger.resumable("alice", name, LARGE) is None
+    first, second = make_spec(), make_spec()
+    ledger.begin(first)
+    assert ledger.resumable("alice", name, LARGE) == first.upload_id
+    ledger.begin(second)
+    assert ledger.resumable("alice", name, LARGE) == second.upload_id
+    assert ledger.resumable("bob", name, LARGE) is None
+    assert ledger.resumable("alice", name, LARGE + 1) is None
+    assert ledger.resumable("alice", parse_name("other"), LARGE) is None
+    ledger.finish(second.upload_id)
+    assert ledger.resumable("alice", name, LARGE) == first.upload_id
+    small = make_spec("small", 5)
+    ledger.begin(small)
+    assert ledger.resumable("alice", small.name, 5) is None
+    ledger.seal(small.upload_id, 1, 0, b"s" * 32)
+    assert ledger.resumable("alice", small.name, 5) == small.upload_id
+
+
+def test_quota_is_unlimited_for_now(ledger: Ledger) -> None:
+    assert ledger.draw("alice", 2**60, 10**9)
+    ledger.give_back("alice", 2**60, 10**9)
+
+
+def test_of_many_leases_at_once_each_has_a_generation_of_its_own(ledger: Ledger) -> None:
+    spec = make_spec()
+    ledger.begin(spec)
+    generations: list[int] = []
+    start = threading.Barrier(8)
+
+    def take() -> None:
+        start.wait()
+        for _ in range(20):
+            generations.append(ledger.lease(spec.upload_id, "alice").generation)
+
+    threads = [threading.Thread(target=take) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(generations) == list(range(2, 162))
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    """The SQLite ledger, thrown away and opened again at any moment, agrees with the one in memory."""
+
+    make: Callable[[], SqliteLedger]
+
+    @initialize()
+    def begin_all(self) -> None:
+        self.sqlite = self.make()
+        self.memory = MemoryLedger(now=lambda: 0.0)
+        self.specs = [make_spec(f"f{number}", size) for number, size in enumerate((LARGE, LARGE, 2 * 1024 * 1024))]
+
+    def both(self, use: Callable[[Ledger], object]) -> None:
+        results: list[object] = []
+        for ledger in (self.sqlite, self.memory):
+            try:
+                results.append(use(ledger))
+            except Refusal as refusal:
+                results.append(refusal.code)
+        assert results[0] == results[1]
+
+    which = st.integers(0, 2)
+    generation = st.integers(1, 3)
+    segment = st.integers(0, 2)
+
+    @rule(which=which)
+    def begin(self, which: int) -> None:
+        self.both(lambda ledger: ledger.begin(self.specs[which]))
+
+    @rule(which=which)
+    def lease(self, which: int) -> None:
+        self.both(lambda ledger: ledger.lease(self.specs[which].upload_id, "alice"))
+
+    @rule(which=which, generation=generation, segment=segment, fill=st.sampled_from([b"a", b"b"]))
+    def seal(self, which: int, generation: int, segment: int, fill: bytes) -> None:
+        self.both(lambda ledger: ledger.seal(self.specs[which].upload_id, generation, segment, fill * 32))
+
+    @rule(which=which, segments=st.sets(segment))
+    def unseal(self, which: int, segments: set[int]) -> None:
+        self.both(lambda ledger: ledger.unseal(self.specs[which].upload_id, segments))
+
+    @rule(which=which, generation=generation)
+    def fence(self, which: int, generation: int) -> None:
+        self.both(lambda ledger: ledger.fence(self.specs[which].upload_id, generation))
+
+    @rule(which=which)
+    def finish(self, which: int) -> None:
+        self.both(lambda ledger: ledger.finish(self.specs[which].upload_id))
+
+    @rule()
+    def restart(self) -> None:
+        self.sqlite.close()
+        self.sqlite = self.make()
+        for record in self.memory.open_uploads():
+            self.memory.reopen(record.spec.upload_id)
+
+    @invariant()
+    def agree(self) -> None:
+        if hasattr(self, "sqlite"):
+            self.both(lambda ledger: {record.spec.upload_id: record for record in ledger.open_uploads()})
+            for spec in self.specs:
+                self.both(lambda ledger, spec=spec: ledger.sealed(spec.upload_id))  # type: ignore[misc]
+
+    def teardown(self) -> None:
+        if hasattr(self, "sqlite"):
+            self.sqlite.close()
+
+
+def test_sqlite_agrees_with_memory_across_restarts(tmp_path: Path) -> None:
+    numbers = itertools.count()
+
+    class Machine(LedgerMachine):
+        def __init__(self) -> None:
+            super().__init__()
+            path = tmp_path / f"ledger{next(numbers)}.db"
+            self.make = lambda: SqliteLedger(path, now=lambda: 0.0, checkpoint_writes=3)
+
+    run_state_machine_as_test(
+        Machine,
+        settings=settings(max_examples=20, stateful_step_count=25, suppress_health_check=list(HealthCheck)),
+    )
