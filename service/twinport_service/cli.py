@@ -100,6 +100,7 @@ def serve(config: Path | None, **flags: Any) -> None:
 async def _serve(settings: Settings) -> None:
     server = Server(settings, open_foundation(settings))
     await server.start()
+    server.catch_signals()
     control, data = (_join(*address) for address in (server.control_address, server.data_address))
     click.echo(f"twinportd ready: control {control} data {data}")
     await server.run_until_stopped()

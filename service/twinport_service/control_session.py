@@ -95,7 +95,6 @@ class ControlSession(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Take lines."""
-        self._touch()
         self._wire.feed(data)
         self._advance()
 
@@ -123,6 +122,7 @@ class ControlSession(asyncio.Protocol):
         out: list[bytes] = []
         try:
             for event in self._wire.events():
+                self._touch()  # here, not where bytes come in: half a line now and then keeps no session alive
                 if isinstance(event, Greeting):
                     out.append(self._greet())
                 elif isinstance(event, BadLine):
@@ -142,7 +142,9 @@ class ControlSession(asyncio.Protocol):
     def _greet(self) -> bytes:
         # The user is fixed from here on; a login will set it before this line is reached.
         self._caller = Caller(ANONYMOUS, self._services.make_allowance(ANONYMOUS), self._peer)
-        return self._wire.greet({**self._services.greeting(), "nonce": secrets.token_hex(16)})
+        reply = self._wire.greet({**self._services.greeting(), "nonce": secrets.token_hex(16)})
+        self._touch()
+        return reply
 
     def _command(self, command: Command, out: list[bytes]) -> None:
         if self._caller is None:  # pragma: no cover - the wire yields no command before the greeting
@@ -163,6 +165,8 @@ class ControlSession(asyncio.Protocol):
             batch: list[Command] = []
             while self._queue and len(batch) < _BATCH and not _is_commit(self._queue[0]):
                 batch.append(self._queue.popleft())
+                if batch[-1].verb is Verb.LIST:  # a page is large: they are made only about as fast as they are read
+                    break
             if not batch:
                 self._start_commit(self._caller, self._queue.popleft())
                 continue
@@ -230,14 +234,15 @@ class ControlSession(asyncio.Protocol):
         """Close a session that is past its deadline; called by the server's clock, ``now`` in the loop's time."""
         if now < self.deadline or self._transport is None:
             return
-        if self._jobs and self._writable:
+        if self._transport.is_closing() or not self._writable:
+            self._transport.abort()  # it does not take what it was sent
+            return
+        if self._jobs:
             self._touch()  # it waits for us
             return
-        self._write([format_reply(Reply(0, ReplyKind.ERROR, code=ErrorCode.TIMEOUT))] if self._writable else [])
-        if self._writable:
-            self._transport.close()
-        else:
-            self._transport.abort()
+        self._write([format_reply(Reply(0, ReplyKind.ERROR, code=ErrorCode.TIMEOUT))])
+        self.deadline = now + self._services.times.unread_seconds
+        self._transport.close()
 
     def notify(self, word: str) -> None:
         """Send ``0 NOTICE <word>``."""

@@ -86,6 +86,9 @@ class Handlers:
                 return self._open(caller, command, spec, self._desk.open_small)
             except (Refusal, ProtocolError) as error:
                 return refuse(command, error)
+            except Exception:
+                get_log().exception("[CONTROL] Internal error", peer=caller.peer, verb=command.verb.value)
+                return Reply(command.id, ReplyKind.ERROR, code=ErrorCode.INTERNAL)
         return None
 
     def slow(self, caller: Caller, command: Command) -> Sequence[Reply]:
@@ -235,9 +238,7 @@ class Handlers:
             raise Refusal(ErrorCode.BAD_REQUEST, "limit=0")
         recursive = command.options.get("depth") != "1"
         page = self._storage.list(prefix, command.options.get("after", ""), min(limit, MAX_PAGE_ENTRIES), recursive)
-        replies = [
-            Reply(command.id, ReplyKind.ENTRY, (entry.name,), _described(entry)) for entry in page.entries
-        ]
+        replies = [Reply(command.id, ReplyKind.ENTRY, (entry.name,), _described(entry)) for entry in page.entries]
         tail = {"count": str(len(page.entries)), "more": "1" if page.more else "0"}
         return [*replies, Reply(command.id, ReplyKind.DONE, options=tail)]
 

@@ -8,6 +8,7 @@ for a client but for its first bytes, and that only in the event loop and only u
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ from .log import get_log
 
 _ACCEPTS_IN_A_ROW = 64
 _BACKLOG = 1024
-_LOOK_AGAIN_SECONDS = 0.02
+_LOOK_AGAIN_SECONDS = 0.25
+_DISCARD_BYTES = 256 * 1024
 _HELLO = b"HELLO "
 
 
@@ -135,13 +137,13 @@ class Receptionist:
         if kind is FirstBytes.TEXT and len(data) < len(_HELLO) and _HELLO.startswith(data):
             kind = FirstBytes.UNDECIDED
         if kind is FirstBytes.UNDECIDED:
-            self._look_again(visitor)
+            self._await_more(visitor, len(data))
             return
         self._hand_over(visitor, kind, data)
 
-    def _look_again(self, visitor: _Visitor) -> None:
-        """Some bytes are there, but not enough: a readable socket would call at once again, so look by the clock."""
-        self._loop.remove_reader(visitor.sock.fileno())
+    def _await_more(self, visitor: _Visitor, seen_bytes: int) -> None:
+        """Some bytes are there, but not enough: be called when there are more of them than now."""
+        grew, visitor.seen_bytes = seen_bytes > visitor.seen_bytes, seen_bytes
         now = self._loop.time()
         if not visitor.spoke:
             visitor.spoke = True
@@ -150,11 +152,19 @@ class Receptionist:
             visitor.timer.cancel()
         if now >= visitor.deadline:
             self._drop(visitor, ErrorCode.TIMEOUT)
-            return
-        visitor.timer = self._loop.call_later(_LOOK_AGAIN_SECONDS, self._look, visitor)
+        elif grew:
+            visitor.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, seen_bytes + 1)
+            self._loop.add_reader(visitor.sock.fileno(), self._look, visitor)
+            visitor.timer = self._loop.call_at(visitor.deadline, self._drop, visitor, ErrorCode.TIMEOUT)
+        else:
+            # Readable without being more: its end, or the kernel short of memory. It would be so again at once.
+            self._loop.remove_reader(visitor.sock.fileno())
+            visitor.timer = self._loop.call_later(_LOOK_AGAIN_SECONDS, self._look, visitor)
 
     def _hand_over(self, visitor: _Visitor, kind: FirstBytes, data: bytes) -> None:
         self._forget(visitor)
+        if visitor.seen_bytes:
+            visitor.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
         if kind is FirstBytes.CHANNEL:
             self._routes.channel(visitor.sock, visitor.peer)
         elif kind is FirstBytes.TLS:
@@ -185,13 +195,14 @@ class Receptionist:
 
 
 class _Visitor:
-    __slots__ = ("deadline", "peer", "sock", "spoke", "timer")
+    __slots__ = ("deadline", "peer", "seen_bytes", "sock", "spoke", "timer")
 
     def __init__(self, sock: socket.socket, peer: object, deadline: float) -> None:
         self.sock = sock
         self.peer = peer
         self.deadline = deadline
         self.spoke = False
+        self.seen_bytes = 0
         self.timer: asyncio.TimerHandle | None = None
 
 
@@ -199,6 +210,10 @@ def turn_away(sock: socket.socket, code: ErrorCode) -> None:
     """Say why in a line that clients of every dialect read, and close."""
     try:
         sock.send(f"ERROR {code.value} {code.text}\n".encode())
+        sock.shutdown(socket.SHUT_WR)
+        # Closed with bytes unread, it would be reset, and the line with it.
+        with contextlib.suppress(BlockingIOError):
+            sock.recv(_DISCARD_BYTES)
     except OSError:
         get_log().debug("[LISTENER] Gone before it could be told", code=code.value)
     finally:

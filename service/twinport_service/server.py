@@ -63,9 +63,7 @@ class Server:
         self._settings = settings
         self._foundation = foundation
         self._decide = decide
-        self._limits = Limits(
-            max_file=settings.max_file_bytes, idle=max(1, int(settings.idle_seconds))
-        )
+        self._limits = Limits(max_file=settings.max_file_bytes, idle=max(1, int(settings.idle_seconds)))
         self._desk = UploadDesk(foundation.storage, foundation.ledger, max_file_bytes=settings.max_file_bytes)
         self._sessions: set[ControlSession] = set()
         self._acceptors: list[Acceptor] = []
@@ -78,11 +76,19 @@ class Server:
     # start -----------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Recover, listen, serve. Raises ``OSError`` when a port cannot be had."""
-        settings = self._settings
+        """Recover, listen, serve. Raises ``OSError`` when a port cannot be had; the foundation is closed then."""
         self._loop = asyncio.get_running_loop()
-        self._empty = asyncio.Event()
-        self._executor = ThreadPoolExecutor(settings.workers, thread_name_prefix="worker")
+        self._empty, self._enough, self._hurry = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._executor = ThreadPoolExecutor(self._settings.workers, thread_name_prefix="worker")
+        try:
+            await self._start()
+        except BaseException:
+            await self._loop.run_in_executor(None, self._close_foundation)
+            await self._loop.shutdown_default_executor()
+            raise
+
+    async def _start(self) -> None:
+        settings = self._settings
         await self._loop.run_in_executor(self._executor, self._desk.recover)
         if settings.classic:
             self._classic = ClassicPlane(self._desk, self._decide, self._executor, self._classic_limits())
@@ -93,9 +99,7 @@ class Server:
         bounds = ChannelBounds(settings.max_channels, settings.max_unattached, times=times)
         keys = self._foundation.keys
         self._channels = ChannelPlane(self._desk, keys, self._limits, bounds)
-        handlers = Handlers(
-            self._desk, keys, self._decide, self._limits, ticket_seconds=settings.ticket_seconds
-        )
+        handlers = Handlers(self._desk, keys, self._decide, self._limits, ticket_seconds=settings.ticket_seconds)
         self._services = ControlServices(
             handlers=handlers,
             executor=self._executor,
@@ -174,7 +178,11 @@ class Server:
 
     def _spawn_session(self, sock: socket.socket, factory: Callable[[], asyncio.Protocol]) -> None:
         async def adopt() -> None:
-            await self._loop.connect_accepted_socket(factory, sock)
+            try:
+                await self._loop.connect_accepted_socket(factory, sock)
+            except OSError as error:
+                get_log().info("[LISTENER] Gone before it was served", error=error.strerror)
+                sock.close()
 
         task = self._loop.create_task(adopt())
         self._tasks.add(task)
@@ -203,19 +211,22 @@ class Server:
 
     # stop ------------------------------------------------------------------------------------------------------------
 
-    async def run_until_stopped(self) -> None:
-        """Serve until SIGTERM or SIGINT, then stop; a second signal stops without waiting."""
-        first, second = asyncio.Event(), asyncio.Event()
+    def catch_signals(self) -> None:
+        """Take SIGTERM and SIGINT as the wish to stop; to be called on the main thread, before anybody is told that the
+        server is ready."""
 
         def on_signal() -> None:
-            (second if first.is_set() else first).set()
+            (self._hurry if self._enough.is_set() else self._enough).set()
 
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, on_signal)
-        await first.wait()
+
+    async def run_until_stopped(self) -> None:
+        """Serve until SIGTERM or SIGINT, then stop; a second signal stops without waiting."""
+        await self._enough.wait()
         get_log().info("[STOP] Draining")
         stop = self._loop.create_task(self.stop())
-        hurry = self._loop.create_task(second.wait())
+        hurry = self._loop.create_task(self._hurry.wait())
         await asyncio.wait({stop, hurry}, return_when=asyncio.FIRST_COMPLETED)
         hurry.cancel()
         if not stop.done():
