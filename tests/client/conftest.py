@@ -1,0 +1,105 @@
+"""Fixtures of the client room: real servers in processes of their own, a proxy, trees of files."""
+
+from __future__ import annotations
+
+import os
+import random
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from twinport.client import Client
+from twinport.engine import Policy
+
+from tests.client.servers import Proxy, Rule, ServerProcess, pass_all
+
+PATIENCE_SECONDS = 20.0
+
+
+@pytest.fixture(scope="session")
+def shared_server() -> Iterator[ServerProcess]:
+    """One server for all tests that do not disturb each other: use names of your own."""
+    with tempfile.TemporaryDirectory(prefix="twinport-test-", dir=_fast_directory()) as root:
+        server = ServerProcess(Path(root) / "root").start()
+        yield server
+        server.stop()
+
+
+@pytest.fixture
+def own_server(shm_path: Path) -> Iterator[ServerProcess]:
+    """A server that the test may stop and start."""
+    server = ServerProcess(shm_path / "root").start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def make_proxy() -> Iterator[Callable[..., Proxy]]:
+    """Makes proxies before a server; all are closed at the end."""
+    proxies: list[Proxy] = []
+
+    def make(server: ServerProcess, rule: Rule = pass_all) -> Proxy:
+        proxy = Proxy(server.port, rule)
+        proxies.append(proxy)
+        return proxy
+
+    yield make
+    for proxy in proxies:
+        proxy.close()
+
+
+Connect = Callable[..., Client]
+
+
+@pytest.fixture
+def connect() -> Iterator[Connect]:
+    """Connects to a server or proxy by its port; all clients are closed at the end."""
+    clients: list[Client] = []
+
+    def make(place: ServerProcess | Proxy, **options: object) -> Client:
+        from twinport import connect as open_client
+
+        settings: dict[str, object] = {"patience_seconds": PATIENCE_SECONDS, **options}
+        client = open_client("127.0.0.1", place.port, **settings)  # type: ignore[arg-type]
+        clients.append(client)
+        return client
+
+    yield make
+    for client in clients:
+        client.close()
+
+
+@pytest.fixture
+def client(shared_server: ServerProcess, connect: Connect) -> Client:
+    """A client of the shared server."""
+    return connect(shared_server)
+
+
+@pytest.fixture
+def prefix(request: pytest.FixtureRequest) -> str:
+    """A directory on the shared server that is this test's own."""
+    return "".join(char if char.isalnum() else "-" for char in request.node.name)[:100]
+
+
+@pytest.fixture
+def make_file(tmp_path: Path) -> Callable[..., Path]:
+    """Makes a file of so many random bytes below the test's directory; the seed tells contents apart."""
+
+    def make(name: str, size: int, seed: int = 1) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(random.Random(seed).randbytes(size))
+        return path
+
+    return make
+
+
+@pytest.fixture
+def hasty() -> Policy:
+    """Short waits."""
+    return Policy(first_wait_seconds=0.01, longest_wait_seconds=0.1)
+
+
+def _fast_directory() -> str | None:
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK | os.X_OK) else None
