@@ -5,8 +5,11 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -57,7 +60,8 @@ def help_excerpts(text: str) -> list[tuple[list[str], str]]:
 
 def commands_of(text: str) -> list[list[str]]:
     """The words of every command of ours that console blocks show."""
-    lines = [line[2:].split() for block in blocks(text, "console") for line in block.splitlines() if line[:2] == "$ "]
+    shown = [line for block in blocks(text, "console") for line in block.splitlines() if line.startswith("$ ")]
+    lines = [shlex.split(line[2:], comments=True) for line in shown]
     return [words for words in lines if words and Path(words[0]).name in ("twinport", "twinportd")]
 
 
@@ -70,6 +74,21 @@ def verb_of(words: list[str]) -> str | None:
         elif not word.startswith("-"):
             return word
     return None
+
+
+@contextmanager
+def running_server(root: Path) -> Iterator[str]:
+    """The control address of a server that runs meanwhile."""
+    command = [BIN / "twinportd", "serve", "--root", root, "--control-port", "0", "--data-port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+        try:
+            assert server.stdout is not None
+            ready = server.stdout.readline().split()
+            assert ready[:3] == ["twinportd", "ready:", "control"]
+            yield ready[3]
+        finally:
+            server.terminate()
+    assert server.returncode == 0
 
 
 def slug(heading: str) -> str:
@@ -99,6 +118,26 @@ def test_the_verbs_in_the_readme_exist() -> None:
         assert verb is None or re.search(rf"^  {re.escape(verb)}\b", helps[name], re.MULTILINE), f"{name} {verb}"
 
 
+def test_the_examples_in_the_readme_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_bytes(b"cat")
+    (tmp_path / "film.mkv").write_bytes(b"film" * 1000)
+    commands = [words for words in commands_of(README.read_text()) if words[0] == "twinport" and words[-1] != "--help"]
+    (library,) = blocks(README.read_text(), "python")
+    assert {"put", "get", "ls", "verify", "mv", "rm"} == {verb_of(words) for words in commands}
+    with running_server(tmp_path / "server_files") as address:
+        for words in commands:
+            subprocess.run(
+                [BIN / words[0], *words[1:]], env={**os.environ, "TWINPORT_HOST": address}, check=True, timeout=60
+            )
+        assert (tmp_path / "film-again.mkv").read_bytes() == b"film" * 1000
+        example = library.replace("5001", address.rpartition(":")[2])
+        subprocess.run([sys.executable, "-c", example], check=True, timeout=60)
+    assert (tmp_path / "downloads" / "film.mkv").read_bytes() == b"film" * 1000
+    assert (tmp_path / "server_files" / "backup" / "photos" / "cat.jpg").read_bytes() == b"cat"
+
+
 @pytest.mark.parametrize("code", ErrorCode)
 def test_every_error_code_is_described(code: ErrorCode) -> None:
     lines = [line for line in read("docs/protocol.md").splitlines() if re.search(rf"\b{code.value}\b", line)]
@@ -116,7 +155,13 @@ def test_every_option_of_the_server_is_described() -> None:
     described = read("docs/server-behaviour.md")
     options = set(OPTION.findall(run_help("twinportd", "serve"))) - {"--help"}
     assert {"--root", "--host", "--control-port", "--data-port", "--config"} <= options
-    assert [option for option in sorted(options) if not re.search(rf"{option}(?![\w-])", described)] == []
+    # A table of settings may leave the dashes out.
+    missing = [
+        option
+        for option in sorted(options)
+        if not re.search(rf"(?<![\w-])(?:--)?{option.removeprefix('--')}(?![\w-])", described)
+    ]
+    assert missing == []
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(PROJECT)))

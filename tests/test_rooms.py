@@ -51,7 +51,7 @@ def imports_of(tree: ast.Module) -> Iterator[tuple[int, str]]:
             yield node.lineno, node.module.partition(".")[0]
         elif isinstance(node, ast.Call) and terminal_name(node.func) in ("import_module", "__import__"):
             first = node.args[0] if node.args else None
-            if isinstance(first, ast.Constant) and isinstance(first.value, str):
+            if isinstance(first, ast.Constant) and isinstance(first.value, str) and not first.value.startswith("."):
                 yield node.lineno, first.value.partition(".")[0]
 
 
