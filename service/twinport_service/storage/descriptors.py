@@ -7,17 +7,15 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
-from .disk_door import DiskDoor
-
 
 class SharedDescriptor:
     """A descriptor that is closed when its last holder lets go; it begins with one holder."""
 
-    __slots__ = ("_door", "_holders", "_lock", "fd")
+    __slots__ = ("_close", "_holders", "_lock", "fd")
 
-    def __init__(self, door: DiskDoor, fd: int) -> None:
+    def __init__(self, close: Callable[[int], None], fd: int) -> None:
         self.fd = fd
-        self._door = door
+        self._close = close
         self._lock = threading.Lock()
         self._holders = 1
 
@@ -35,7 +33,7 @@ class SharedDescriptor:
             self._holders -= 1
             if self._holders > 0:
                 return
-        self._door.close(self.fd)
+        self._close(self.fd)
 
 
 K = TypeVar("K", bound=Hashable)

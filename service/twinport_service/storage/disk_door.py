@@ -19,6 +19,7 @@ import fcntl
 import os
 import stat
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 _SYS_OPENAT2 = 437  # the same number on every architecture
@@ -156,6 +157,11 @@ class DiskDoor:
     def close(self, descriptor: int) -> None:
         """Close; an error counts as a write error, and the descriptor is gone all the same."""
         os.close(descriptor)
+
+    def drop(self, descriptor: int) -> None:
+        """Close a descriptor that nothing was written through: an error would mean nothing."""
+        with suppress(OSError):
+            os.close(descriptor)
 
     # looking ---------------------------------------------------------------------------------------------------------
 

@@ -236,22 +236,21 @@ class StagedFlusher:
         upload_id = commit.spec.upload_id
         staged = self._staging.acquire(upload_id)
         try:
-            commit.verified = self._verify(commit.spec)
-            if staged.size != commit.spec.size:
-                raise Refusal(ErrorCode.INCOMPLETE, f"{staged.size} bytes are staged")
-            describe(self._door, commit, staged.descriptor.fd)
             try:
+                commit.verified = self._verify(commit.spec)
+                if staged.size != commit.spec.size:
+                    raise Refusal(ErrorCode.INCOMPLETE, f"{staged.size} bytes are staged")
+                describe(self._door, commit, staged.descriptor.fd)
                 self._make_durable(staged, on_progress)
-            finally:
-                # Whatever fsync said, this descriptor is not asked again.
                 self._staging.forget(upload_id)
+            finally:
+                staged.descriptor.release()
         except OSError as error:
+            # Removed with its descriptor: what fsync has failed for is not asked again.
             if not is_full(error):
                 self._health.fail("flushing an upload", error)
             self._staging.remove(upload_id)
             raise
-        finally:
-            staged.descriptor.release()
         commit.directory, commit.staged_name = self._staging.locate(upload_id)
         self._publisher.submit((commit,))
 

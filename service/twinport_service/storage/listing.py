@@ -143,7 +143,7 @@ class Listing:
         except OSError as error:
             raise refusal_of(error) from None
         finally:
-            self._door.close(directory)
+            self._door.drop(directory)
 
     def _read(self, directory: int, start: str) -> Sequence[str]:
         keys: list[str] = []

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import sqlite3
 import stat
 import time
 from collections.abc import Callable, Collection
@@ -51,7 +52,15 @@ from .naming import Naming
 from .publication import Commit, Publisher
 from .staging import Staging, write_all
 from .tree import Identity, Tree
-from .troubles import Health, StorageError, StorageInUse, StorageMissing, StorageUnknown, refusal_of
+from .troubles import (
+    Health,
+    StorageError,
+    StorageInUse,
+    StorageMissing,
+    StorageUnknown,
+    refusal_of,
+    refusal_of_database,
+)
 from .versions import LocalReader, Version, Versions
 
 __all__ = [
@@ -111,16 +120,16 @@ class LocalStorage:
             try:
                 os.makedirs(root, exist_ok=True)
                 self._root_fd = door.open_root(os.fspath(root))
-                undo.callback(door.close, self._root_fd)
+                undo.callback(door.drop, self._root_fd)
                 own = self._open_own(require_used=require_used, root=root)
-                undo.callback(door.close, own)
+                undo.callback(door.drop, own)
                 lock = self._take_lock(own, root)
-                undo.callback(door.close, lock)
+                undo.callback(door.drop, lock)
                 self._check_mark(own, root)
                 self._catalogue = Catalogue(os.fspath(root / RESERVED / "manifests.db"), now=now)
                 undo.callback(self._catalogue.close)
                 staging_fd = self._open_staging(own)
-                undo.callback(door.close, staging_fd)
+                undo.callback(door.drop, staging_fd)
                 self._staging = Staging(
                     door,
                     staging_fd,
@@ -167,7 +176,7 @@ class LocalStorage:
                 if require_used:
                     self._door.stat_at(own, MARK)
             except BaseException:
-                self._door.close(own)
+                self._door.drop(own)
                 raise
             return own
         except FileNotFoundError:
@@ -180,7 +189,7 @@ class LocalStorage:
         try:
             self._door.lock(lock)
         except BlockingIOError:
-            self._door.close(lock)
+            self._door.drop(lock)
             raise StorageInUse(
                 f"{root} is served by another process (it holds {RESERVED}/lock there); stop it, or choose another root"
             ) from None
@@ -304,7 +313,10 @@ class LocalStorage:
 
     def finished(self, upload_id: bytes) -> Published | None:
         """See the contract."""
-        return self._catalogue.finished(upload_id)
+        try:
+            return self._catalogue.finished(upload_id)
+        except sqlite3.Error as error:
+            raise refusal_of_database(error) from None
 
     def _verify(self, spec: UploadSpec) -> Identity | None:
         """The version of which ``if_match`` is true now; None without ``if_match``."""
@@ -326,7 +338,7 @@ class LocalStorage:
             identity, mode, manifest = known.identity, known.mode, known.manifest
             version = Version(name, identity, manifest.root)
             if identity.size <= SMALL_BYTES:
-                self._door.close(known.fd)
+                self._door.drop(known.fd)
             else:
                 self._versions.hold(version.token(), known.fd, manifest)
         else:

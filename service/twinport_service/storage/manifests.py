@@ -75,9 +75,9 @@ class Manifests:
             if manifest is not None:
                 return KnownFile(fd, identity, mode, manifest)
         except BaseException:
-            self._door.close(fd)
+            self._door.drop(fd)
             raise
-        self._door.close(fd)
+        self._door.drop(fd)
         with self._hashing[hash(name) % _LOCKS]:
             for _ in range(self._attempts):
                 known = self._hash_once(name)
@@ -95,15 +95,15 @@ class Manifests:
             if manifest is None:
                 manifest = self._hash(fd, identity.size)
                 if manifest is None or Identity.of(self._door.fstat(fd)) != identity:
-                    self._door.close(fd)
+                    self._door.drop(fd)
                     return None
                 self._keep(name, identity, manifest, started_ns)
             return KnownFile(fd, identity, mode, manifest)
         except OSError as error:
-            self._door.close(fd)
+            self._door.drop(fd)
             raise refusal_of(error) from None
         except BaseException:
-            self._door.close(fd)
+            self._door.drop(fd)
             raise
 
     def _hash(self, fd: int, size: int) -> Manifest | None:

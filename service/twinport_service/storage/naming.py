@@ -18,7 +18,7 @@ from .contract import UploadSpec
 from .disk_door import DiskDoor
 from .manifests import Manifests
 from .tree import Identity, OpenDirectories, Tree, check_plain, split
-from .troubles import Health, refusal_of
+from .troubles import Health, refusal_of, refusal_of_database
 
 
 class Naming:
@@ -49,7 +49,7 @@ class Naming:
             if refusal.code is ErrorCode.FILE_NOT_FOUND:
                 raise Refusal(ErrorCode.CHANGED, "the file is gone") from None
             raise
-        self._door.close(known.fd)
+        self._door.drop(known.fd)
         if known.manifest.root != root:
             raise Refusal(ErrorCode.CHANGED)
         return known.identity
@@ -119,8 +119,9 @@ class Naming:
             except OSError as error:
                 raise refusal_of(error) from None
             except sqlite3.Error as error:
-                # The file has moved; its manifest is made anew when it is asked for.
-                self._health.fail("writing the catalogue", error)
+                # The file has moved. Its manifest follows with the next transaction, or is made anew.
+                if refusal_of_database(error).code is not ErrorCode.DISK_FULL:
+                    self._health.fail("writing the catalogue", error)
             self._flush(directories)
 
     def _rename(self, source: str, target: str, directories: OpenDirectories, *, is_new: bool) -> None:

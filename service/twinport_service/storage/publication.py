@@ -143,7 +143,9 @@ class Publisher:
             if is_idle:
                 self._catalogue.settle()
         except sqlite3.Error as error:
-            self._health.fail("settling the catalogue", error)
+            # Without room it is tried again; what waits is not lost, and no file depends on it.
+            if refusal_of_database(error).code is not ErrorCode.DISK_FULL:
+                self._health.fail("settling the catalogue", error)
 
     # one batch -------------------------------------------------------------------------------------------------------
 

@@ -65,7 +65,7 @@ class Staging:
             for staged in self._open.drain():
                 staged.descriptor.release()
         while self._directories:
-            self._door.close(self._directories.pop())
+            self._door.drop(self._directories.pop())
 
     def recover(self, live_uploads: Collection[bytes]) -> set[bytes]:
         """Remove what belongs to no live upload; the ids of those whose file is here."""
@@ -89,7 +89,7 @@ class Staging:
             return
         except OSError as error:
             raise refusal_of(error) from None
-        descriptor = SharedDescriptor(self._door, fd)
+        descriptor = SharedDescriptor(self._door.close, fd)
         try:
             self._door.allocate(fd, size)
         except OSError as error:
@@ -146,7 +146,7 @@ class Staging:
                 raise Refusal(ErrorCode.UPLOAD_UNKNOWN) from None
             except OSError as error:
                 raise refusal_of(error) from None
-            descriptor = SharedDescriptor(self._door, fd)
+            descriptor = SharedDescriptor(self._door.close, fd)
             size = self._door.fstat(fd).st_size
             staged = StagedFile(descriptor, size, segment_size_for(size))
             descriptor.retain()
@@ -163,6 +163,8 @@ class Staging:
             self._door.stat_at(*self.locate(upload_id))
         except FileNotFoundError:
             return False
+        except OSError as error:
+            raise refusal_of(error) from None
         return True
 
     def next_directory(self) -> int:

@@ -62,7 +62,7 @@ class Tree:
         try:
             yield descriptor
         finally:
-            self._door.close(descriptor)
+            self._door.drop(descriptor)
 
     def open_directory(self, path: str) -> int:
         """A directory's descriptor, to be closed by the caller."""
@@ -78,7 +78,7 @@ class Tree:
         try:
             return self._door.fstat(descriptor)
         finally:
-            self._door.close(descriptor)
+            self._door.drop(descriptor)
 
     def look(self, name: str) -> os.stat_result:
         """What stands under a name, for a reader: refusals ``FileNotFound``, ``Denied`` for what is not plain."""
@@ -104,7 +104,7 @@ class Tree:
             if not stat.S_ISREG(facts.st_mode):
                 raise Refusal(ErrorCode.DENIED, "not a plain file")
         except BaseException:
-            self._door.close(descriptor)
+            self._door.drop(descriptor)
             raise
         return descriptor, Identity.of(facts), facts.st_mode
 
@@ -127,7 +127,7 @@ class OpenDirectories:
 
     def __exit__(self, *exception: object) -> None:
         while self._descriptors:
-            self._door.close(self._descriptors.popitem()[1])
+            self._door.drop(self._descriptors.popitem()[1])
 
     def open(self, path: str) -> int:
         """An existing directory."""

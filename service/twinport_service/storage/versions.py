@@ -112,7 +112,7 @@ class Versions:
     def hold(self, token: bytes, fd: int, manifest: Manifest) -> None:
         """Keep a version open; the descriptor is the registry's from here."""
         with self._lock:
-            self._held.put(token, _Held(SharedDescriptor(self._door, fd), manifest))
+            self._held.put(token, _Held(SharedDescriptor(self._door.drop, fd), manifest))
 
     def open_reader(self, token: bytes) -> LocalReader:
         """A reader of a version. ``VersionGone``, ``Denied``."""
@@ -123,7 +123,7 @@ class Versions:
             if held is not None and held.descriptor.retain():
                 return LocalReader(self._door, held.descriptor, size)
         fd = self._reopen(version)
-        return LocalReader(self._door, SharedDescriptor(self._door, fd), size)
+        return LocalReader(self._door, SharedDescriptor(self._door.drop, fd), size)
 
     def manifest(self, token: bytes) -> Manifest:
         """The manifest of a version. ``VersionGone``."""
@@ -138,7 +138,7 @@ class Versions:
         manifest = self._manifests.recorded(version.name, version.identity)
         if manifest is None:
             known = self._manifests.open(version.name)
-            self._door.close(known.fd)
+            self._door.drop(known.fd)
             manifest = known.manifest
         if manifest.root != version.root or manifest.file_bytes != size:
             raise Refusal(ErrorCode.VERSION_GONE)
@@ -158,6 +158,6 @@ class Versions:
                 raise Refusal(ErrorCode.VERSION_GONE) from None
             raise
         if identity != version.identity:
-            self._door.close(fd)
+            self._door.drop(fd)
             raise Refusal(ErrorCode.VERSION_GONE)
         return fd

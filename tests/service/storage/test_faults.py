@@ -1,0 +1,390 @@
+"""A disk that fails at the worst moment: never a DONE that is not so, never a torn file, never a second fsync."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import sqlite3
+import stat
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from twinport_protocol.errors import ErrorCode, Refusal
+from twinport_protocol.names import parse_name
+from twinport_protocol.segments import Manifest, digest_of
+from twinport_service.storage.contract import Published, Storage, UploadSpec
+from twinport_service.storage.disk_door import DiskDoor
+from twinport_service.storage.local import Limits, LocalStorage, StorageError
+
+from .conftest import OpenLocal, Outcomes, commit_small, commit_staged, get, list_all, make_spec, put, read, stage
+from .faulty_door import FaultyDoor
+
+MIB = 1024 * 1024
+COMMITS: dict[str, Callable[[Storage, UploadSpec, bytes], Published | Refusal]] = {
+    "small": commit_small,
+    "staged": commit_staged,
+}
+both_ways = pytest.mark.parametrize("way", COMMITS)
+FULL = [errno.ENOSPC, errno.EDQUOT, errno.EFBIG]
+
+
+def refused(code: ErrorCode) -> pytest.RaisesExc[Refusal]:
+    return pytest.RaisesExc(Refusal, check=lambda refusal: refusal.code is code)
+
+
+def code_of(outcome: Published | Refusal) -> ErrorCode | None:
+    return outcome.code if isinstance(outcome, Refusal) else None
+
+
+def staged_files(root: Path) -> list[str]:
+    """Names of all files in the staging of a root."""
+    return [path.name for path in (root / ".twinport/staging").rglob("*") if path.is_file()]
+
+
+def assert_read_only(storage: LocalStorage) -> None:
+    """Every change is refused, and reading goes on."""
+    assert code_of(commit_small(storage, make_spec("other", 1), b"x")) is ErrorCode.READ_ONLY
+    changes: list[Callable[[], object]] = [
+        lambda: storage.begin(make_spec("other", 1)),
+        lambda: storage.put_piece(b"any", 1, 0, 0, b"x"),
+        lambda: storage.delete(parse_name("before")),
+        lambda: storage.move(parse_name("before"), parse_name("after")),
+        lambda: storage.make_directory(parse_name("dir")),
+    ]
+    for change in changes:
+        with refused(ErrorCode.READ_ONLY):
+            change()
+    assert get(storage, "before")[1] == b"before"
+
+
+@pytest.mark.parametrize("number", FULL)
+def test_no_room_at_begin_is_told_before_a_byte_travels(tmp_path: Path, open_local: OpenLocal, number: int) -> None:
+    door = FaultyDoor()
+    storage = open_local(tmp_path / "root", door)
+    door.fail("allocate", number)
+    spec = make_spec("large", 10 * MIB)
+    with refused(ErrorCode.DISK_FULL):
+        storage.begin(spec)
+    assert staged_files(tmp_path / "root") == []
+    with refused(ErrorCode.UPLOAD_UNKNOWN):
+        storage.put_piece(spec.upload_id, 1, 0, 0, b"x")
+    assert isinstance(commit_staged(storage, make_spec("large", MIB), bytes(MIB)), Published)
+
+
+@both_ways
+@pytest.mark.parametrize("number", FULL)
+def test_no_room_at_a_write_drops_that_upload_alone(
+    tmp_path: Path, open_local: OpenLocal, way: str, number: int
+) -> None:
+    door = FaultyDoor()
+    storage = open_local(tmp_path / "root", door)
+    door.fail("write", number)
+    spec = make_spec("name", 3)
+    if way == "small":
+        assert code_of(commit_small(storage, spec, b"abc")) is ErrorCode.DISK_FULL
+    else:
+        with refused(ErrorCode.DISK_FULL):
+            stage(storage, spec, b"abc")
+    assert staged_files(tmp_path / "root") == []
+    assert list_all(storage) == []
+    put(storage, "name", b"room again")
+
+
+class ShortDoor(DiskDoor):
+    """Writes at most ten bytes at once, as a nearly full disk does."""
+
+    def write(self, descriptor: int, data: bytes | bytearray | memoryview, offset: int) -> int:
+        return super().write(descriptor, memoryview(data)[:10], offset)
+
+
+@both_ways
+def test_short_writes_are_gone_on_with(tmp_path: Path, open_local: OpenLocal, way: str) -> None:
+    storage = open_local(tmp_path / "root", ShortDoor())
+    data = bytes(range(256)) * 3
+    assert isinstance(COMMITS[way](storage, make_spec("name", len(data)), data), Published)
+    assert get(storage, "name")[1] == data
+
+
+@both_ways
+def test_failed_fsync_of_a_file(tmp_path: Path, open_local: OpenLocal, way: str) -> None:
+    door = FaultyDoor()
+    storage = open_local(tmp_path / "root", door)
+    put(storage, "before", b"before")
+    before = len(door.calls())
+    door.fail("fsync", errno.EIO)
+    spec = make_spec("name", 3)
+    assert code_of(COMMITS[way](storage, spec, b"abc")) is ErrorCode.STORAGE_FAULT
+    assert_read_only(storage)
+    assert storage.finished(spec.upload_id) is None
+    flushed = [descriptor for name, descriptor in door.calls()[before:] if name == "fsync"]
+    assert len(flushed) == 1
+    storage.close()
+    storage = open_local(tmp_path / "root")
+    assert [entry.name for entry in list_all(storage)] == ["before"]
+    assert staged_files(tmp_path / "root") == []
+    put(storage, "name", b"abc")
+
+
+@pytest.mark.parametrize("which", range(1, 6))
+def test_failed_fsync_of_one_of_many(tmp_path: Path, open_local: OpenLocal, which: int) -> None:
+    door = FaultyDoor()
+    storage = open_local(tmp_path / "root", door)
+    door.fail("fsync", errno.EIO, which)
+    outcomes = Outcomes()
+    for number in range(5):
+        storage.commit_small(make_spec(f"f{number}", 1), b"x", digest_of(b"x"), outcomes)
+    told = [outcomes.next() for _ in range(5)]
+    codes = [code_of(outcome) for outcome in told]
+    assert codes.count(ErrorCode.STORAGE_FAULT) == 1
+    assert set(codes) <= {None, ErrorCode.STORAGE_FAULT, ErrorCode.READ_ONLY}
+    published = {str(outcome.name) for outcome in told if isinstance(outcome, Published)}
+    storage.close()
+    assert {entry.name for entry in list_all(open_local(tmp_path / "root"))} == published
+
+
+@both_ways
+@pytest.mark.parametrize("which", [1, 2])
+def test_failed_fsync_of_a_directory_leaves_the_outcome_open_until_a_restart(
+    tmp_path: Path, open_local: OpenLocal, way: str, which: int
+) -> None:
+    door = FaultyDoor()
+    storage = open_local(tmp_path / "root", door)
+    put(storage, "before", b"before")
+    door.fail("fsync_directory", errno.EIO, which)
+    spec = make_spec("dir/name", 3)
+    assert code_of(COMMITS[way](storage, spec, b"abc")) is ErrorCode.OUTCOME_UNKNOWN
+    assert storage.finished(spec.upload_id) is None
+    assert_read_only(storage)
+    storage.close()
+    storage = open_local(tmp_path / "root")
+    # No power was cut: the name is there, and the repeated commit learns it.
+    outcomes = Outcomes()
+    storage.commit(spec, Manifest(3, digest_of(b"abc")), outcomes)
+    assert isinstance(outcomes.next(), Published)
+    assert get(storage, "dir/name")[1] == b"abc"
+
+
+@pytest.mark.parametrize("change", ["delete", "move", "make_directory"])
+def test_failed_fsync_after_a_change_of_names(tmp_path: Path, open_local: OpenLocal, change: str) -> None:
+    door = FaultyDoor()
+    storage = open_local(tmp_path / "root", door)
+    put(storage, "before", b"before")
+    put(storage, "file", b"x")
+    door.fail("fsync_directory", errno.EIO)
+    changes: dict[str, Callable[[], None]] = {
+        "delete": lambda: storage.delete(parse_name("file")),
+        "move": lambda: storage.move(parse_name("file"), parse_name("to/there")),
+        "make_directory": lambda: storage.make_directory(parse_name("a/b")),
+    }
+    with refused(ErrorCode.OUTCOME_UNKNOWN):
+        changes[change]()
+    assert_read_only(storage)
+
+
+@both_ways
+def test_failed_close_is_a_failed_write(tmp_path: Path, open_local: OpenLocal, way: str) -> None:
+    door = FaultyDoor()
+    storage = open_local(tmp_path / "root", door)
+    put(storage, "before", b"before")
+    spec = make_spec("name", 3)
+    outcomes = Outcomes()
+    if way == "small":
+        door.fail("close", errno.EIO)
+        storage.commit_small(spec, b"abc", digest_of(b"abc"), outcomes)
+    else:
+        manifest = stage(storage, spec, b"abc")
+        door.fail("close", errno.EIO)
+        storage.commit(spec, manifest, outcomes)
+    assert code_of(outcomes.next()) is ErrorCode.STORAGE_FAULT
+    assert_read_only(storage)
+    assert [entry.name for entry in list_all(storage)] == ["before"]
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [("database or disk is full", ErrorCode.DISK_FULL), ("disk I/O error", ErrorCode.STORAGE_FAULT)],
+)
+def test_failing_catalogue(
+    tmp_path: Path, open_local: OpenLocal, monkeypatch: pytest.MonkeyPatch, text: str, code: ErrorCode
+) -> None:
+    storage = open_local(tmp_path / "root")
+    put(storage, "before", b"before")
+
+    def fail(rows: object) -> int:
+        raise sqlite3.OperationalError(text)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage._catalogue, "record", fail)
+        assert code_of(commit_small(storage, make_spec("small", 1), b"x")) is code
+    assert staged_files(tmp_path / "root") == []
+    assert [entry.name for entry in list_all(storage)] == ["before"]
+    if code is ErrorCode.DISK_FULL:
+        put(storage, "small", b"room again")
+    else:
+        assert_read_only(storage)
+
+
+def test_failing_reads(tmp_path: Path, open_local: OpenLocal) -> None:
+    door = FaultyDoor()
+    storage = open_local(tmp_path / "root", door)
+    put(storage, "file", bytes(MIB))
+    version = storage.open_version(parse_name("file"))
+    reader = storage.open_reader(version.token)
+    door.fail("read_into", errno.EIO)
+    with refused(ErrorCode.STORAGE_FAULT):
+        reader.read_into(0, bytearray(10))
+    door.fail("send", errno.EIO)
+    with refused(ErrorCode.STORAGE_FAULT):
+        reader.send(-1, 0, 10)
+    door.fail("send", errno.EPIPE)
+    with pytest.raises(BrokenPipeError):
+        reader.send(-1, 0, 10)
+    reader.close()
+    assert read(storage, version.token, MIB) == bytes(MIB)
+
+
+def test_file_that_was_cut_short_is_corrupt(tmp_path: Path, open_local: OpenLocal) -> None:
+    storage = open_local(tmp_path / "root")
+    put(storage, "file", bytes(MIB))
+    reader = storage.open_reader(storage.open_version(parse_name("file")).token)
+    os.truncate(tmp_path / "root/file", 1000)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        with refused(ErrorCode.CORRUPT):
+            reader.read_into(0, bytearray(5000))
+        with refused(ErrorCode.CORRUPT):
+            reader.send(ours.fileno(), 1000, 10)
+    reader.close()
+
+
+# every call of the way -----------------------------------------------------------------------------------------------
+
+
+def exercise(storage: LocalStorage, told: dict[str, Published | Refusal]) -> None:
+    """One commit of each kind, replacing and new, near and deep; ``told`` gets what was told."""
+    for name, data, way in (
+        ("deep/er/small", b"small new", "small"),
+        ("old/small", b"small newer", "small"),
+        ("deep/staged", b"staged new", "staged"),
+        ("old/staged", b"staged newer", "staged"),
+    ):
+        try:
+            told[name] = COMMITS[way](storage, make_spec(name, len(data)), data)
+        except Refusal as refusal:
+            told[name] = refusal
+
+
+OLD = {"old/small": b"old", "old/staged": b"old"}
+NEW = {
+    "deep/er/small": b"small new",
+    "old/small": b"small newer",
+    "deep/staged": b"staged new",
+    "old/staged": b"staged newer",
+}
+
+
+def test_error_at_every_call_of_the_way(shm_path: Path, open_local: OpenLocal) -> None:
+    call = 0
+    while True:
+        call += 1
+        root = shm_path / f"root{call}"
+        door = FaultyDoor()
+        storage = open_local(root, door, limits=Limits(staging_directories=2))
+        for name, data in OLD.items():
+            put(storage, name, data)
+        before = door.count()
+        door.fail_any_at(call, errno.EIO)
+        told: dict[str, Published | Refusal] = {}
+        exercise(storage, told)
+        is_past_the_end = door.count() - before < call
+        storage.close()
+        again = open_local(root, limits=Limits(staging_directories=2))
+        for name, outcome in told.items():
+            present = {entry.name for entry in list_all(again)}
+            found = get(again, name)[1] if name in present else None
+            if isinstance(outcome, Published):
+                assert found == NEW[name], (call, name)
+            elif outcome.code is ErrorCode.OUTCOME_UNKNOWN:
+                assert found in (NEW[name], OLD.get(name)), (call, name)
+            else:
+                assert found == OLD.get(name), (call, name, outcome)
+        assert staged_files(root) == []
+        again.close()
+        if is_past_the_end:
+            assert all(isinstance(outcome, Published) for outcome in told.values())
+            break
+    assert call > 60
+
+
+# a real small disk ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 12 MiB and few inodes."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting needs root; the injected faults above run everywhere")
+    path = tmp_path / "disk"
+    path.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m,nr_inodes=150", "tmpfs", path], check=True)
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", path], check=True)
+
+
+def test_real_disk_without_room(small_disk: Path) -> None:
+    storage = LocalStorage(small_disk / "root", limits=Limits(staging_directories=4))
+    storage.start(())
+    try:
+        with refused(ErrorCode.DISK_FULL):
+            storage.begin(make_spec("large", 13 * MIB))
+        kept: dict[str, bytes] = {}
+        for number in range(100):
+            data = os.urandom(200_000)
+            outcome = commit_small(storage, make_spec(f"f{number}", len(data)), data)
+            if isinstance(outcome, Refusal):
+                assert outcome.code is ErrorCode.DISK_FULL
+                break
+            kept[f"f{number}"] = data
+        assert 10 < len(kept) < 100
+        assert staged_files(small_disk / "root") == []
+        storage.delete(parse_name("f0"))
+        storage.delete(parse_name("f1"))
+        put(storage, "f0", kept["f0"])
+        del kept["f1"]
+        assert {entry.name: get(storage, entry.name)[1] for entry in list_all(storage)} == kept
+    finally:
+        storage.close()
+
+
+def test_real_disk_without_inodes(small_disk: Path) -> None:
+    storage = LocalStorage(small_disk / "root", limits=Limits(staging_directories=4))
+    storage.start(())
+    try:
+        outcome: Published | Refusal | None = None
+        count = 0
+        while not isinstance(outcome, Refusal):
+            count += 1
+            outcome = commit_small(storage, make_spec(f"f{count}", 1), b"x")
+        assert outcome.code is ErrorCode.DISK_FULL
+        with refused(ErrorCode.DISK_FULL):
+            storage.make_directory(parse_name("one more"))
+        storage.delete(parse_name("f1"))
+        put(storage, "again", b"x")
+    finally:
+        storage.close()
+
+
+def test_root_that_cannot_be_used(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StorageError, match="cannot be used"):
+        LocalStorage(tmp_path / "file")
+    door = FaultyDoor()
+    door.fail("make_directory", errno.EROFS)
+    with pytest.raises(StorageError, match="Read-only"):
+        LocalStorage(tmp_path / "root", door)
+    assert stat.S_ISREG((tmp_path / "file").stat().st_mode)
