@@ -24,6 +24,7 @@ from .log import get_log
 
 _JOBS = 4
 _BATCH = 64
+_EVENTS_IN_A_ROW = 256
 PROGRESS_SECONDS = 1.0
 
 
@@ -42,6 +43,8 @@ class ControlServices:
 
     handlers: Handlers
     executor: ThreadPoolExecutor
+    lister: ThreadPoolExecutor
+    """For LIST alone: pages cost processor time, and must not keep what waits for the disk from its threads."""
     make_allowance: Callable[[str], Allowance]
     limits: Limits
     times: ControlTimes
@@ -54,8 +57,8 @@ class ControlSession(asyncio.Protocol):
     """The connection. All methods run on the event loop but for what is handed to the executor."""
 
     __slots__ = (
-        "_caller", "_closing", "_jobs", "_peer", "_queue", "_reading", "_services", "_transport",
-        "_wire", "_writable", "deadline", "loop",
+        "_caller", "_closing", "_jobs", "_listing", "_more_to_come", "_peer", "_queue", "_reading", "_services",
+        "_transport", "_wire", "_writable", "deadline", "loop",
     )  # fmt: skip
 
     def __init__(self, services: ControlServices) -> None:
@@ -67,6 +70,8 @@ class ControlSession(asyncio.Protocol):
         self._peer: object = None
         self._queue: deque[Command] = deque()
         self._jobs = 0
+        self._listing = False
+        self._more_to_come = False
         self._reading = True
         self._writable = True
         self._closing = False
@@ -118,10 +123,16 @@ class ControlSession(asyncio.Protocol):
 
     # commands --------------------------------------------------------------------------------------------------------
 
+    def _go_on(self) -> None:
+        self._more_to_come = False
+        self._advance()
+
     def _advance(self) -> None:
+        if self._more_to_come or not self._writable:
+            return
         out: list[bytes] = []
         try:
-            for event in self._wire.events():
+            for count, event in enumerate(self._wire.events(), 1):
                 self._touch()  # here, not where bytes come in: half a line now and then keeps no session alive
                 if isinstance(event, Greeting):
                     out.append(self._greet())
@@ -129,6 +140,10 @@ class ControlSession(asyncio.Protocol):
                     out.append(format_reply(event.reply))
                 else:
                     self._command(event, out)
+                if count == _EVENTS_IN_A_ROW:  # others have their turn first
+                    self._more_to_come = True
+                    self.loop.call_soon(self._go_on)
+                    break
         except RemoteProtocolError as error:
             out.append(format_reply(Reply(0, ReplyKind.ERROR, code=error.code)))
             self._wire.close()
@@ -162,20 +177,35 @@ class ControlSession(asyncio.Protocol):
 
     def _start_jobs(self) -> None:
         while self._queue and self._jobs < _JOBS and self._writable and self._caller is not None:
-            batch: list[Command] = []
-            while self._queue and len(batch) < _BATCH and not _is_commit(self._queue[0]):
-                batch.append(self._queue.popleft())
-                if batch[-1].verb is Verb.LIST:  # a page is large: they are made only about as fast as they are read
-                    break
-            if not batch:
+            verb = self._queue[0].verb
+            if verb is Verb.COMMIT:
                 self._start_commit(self._caller, self._queue.popleft())
-                continue
-            self._jobs += 1
-            self._services.executor.submit(self._run_batch, self._caller, batch)
+            elif verb is Verb.LIST:
+                # A page is large: they are made one at a time, about as fast as they are read.
+                if self._listing:
+                    return
+                self._listing = True
+                self._jobs += 1
+                self._services.lister.submit(self._run_list, self._caller, self._queue.popleft())
+            else:
+                batch: list[Command] = []
+                while self._queue and len(batch) < _BATCH and self._queue[0].verb not in _ALONE:
+                    batch.append(self._queue.popleft())
+                self._jobs += 1
+                self._services.executor.submit(self._run_batch, self._caller, batch)
 
     def _run_batch(self, caller: Caller, batch: list[Command]) -> None:
         replies = [self._services.handlers.slow(caller, command) for command in batch]
         self.post(self.job_done, [reply for group in replies for reply in group])
+
+    def _run_list(self, caller: Caller, command: Command) -> None:
+        *entries, last = self._services.handlers.slow(caller, command)
+        self.post(self._list_done, b"".join(map(format_reply, entries)), last)
+
+    def _list_done(self, entries: bytes, last: Reply) -> None:
+        self._listing = False
+        self._write([entries])
+        self.job_done([last])
 
     def post(self, callback: Callable[..., None], *args: object) -> None:
         """Call back on the event loop; from any thread."""
@@ -215,7 +245,7 @@ class ControlSession(asyncio.Protocol):
         """Read exactly while there is room for what comes."""
         if self._transport is None or self._transport.is_closing():
             return
-        wanted = self._writable and not self._wire.paused and not self._closing
+        wanted = self._writable and not self._wire.paused and not self._closing and not self._more_to_come
         if wanted and not self._reading:
             self._transport.resume_reading()
         elif not wanted and self._reading:
@@ -227,7 +257,8 @@ class ControlSession(asyncio.Protocol):
             self.deadline = self.loop.time() + self._services.times.idle_seconds
 
     def _close_when_done(self) -> None:
-        if self._closing and self._transport is not None and not self._jobs and not self._queue:
+        idle = not (self._jobs or self._queue or self._more_to_come)
+        if self._closing and self._transport is not None and idle:
             self._transport.close()
 
     def check_deadline(self, now: float) -> None:
@@ -287,5 +318,4 @@ class _CommitWatch:
         self._session.job_done([reply])
 
 
-def _is_commit(command: Command) -> bool:
-    return command.verb is Verb.COMMIT
+_ALONE = frozenset({Verb.COMMIT, Verb.LIST})

@@ -44,6 +44,8 @@ AGENT = "twinportd/0.1.0"
 _CLOCK_SECONDS = 0.25
 _SWEEP_SECONDS = 600.0
 _STOP_SECONDS = 10.0
+_LISTERS = 2
+_CONTROL_BUFFER_BYTES = 128 * 1024
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ class Server:
         self._loop = asyncio.get_running_loop()
         self._empty, self._enough, self._hurry = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._executor = ThreadPoolExecutor(self._settings.workers, thread_name_prefix="worker")
+        self._lister = ThreadPoolExecutor(_LISTERS, thread_name_prefix="worker-list")
         try:
             await self._start()
         except BaseException:
@@ -103,6 +106,7 @@ class Server:
         self._services = ControlServices(
             handlers=handlers,
             executor=self._executor,
+            lister=self._lister,
             make_allowance=functools.partial(Allowance, self._foundation.ledger),
             limits=self._limits,
             times=ControlTimes(settings.greeting_seconds, settings.idle_seconds, settings.stall_seconds),
@@ -166,6 +170,9 @@ class Server:
             get_log().warning("[LISTENER] Refused: too many sessions", peer=peer)
             turn_away(sock, ErrorCode.BUSY)
             return
+        # Left alone the system would hold megabytes of commands and replies of whoever does not read.
+        for buffer in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+            sock.setsockopt(socket.SOL_SOCKET, buffer, _CONTROL_BUFFER_BYTES)
         self._spawn_session(sock, lambda: ControlSession(self._services))
 
     def _open_classic(self, sock: socket.socket, peer: object) -> None:
@@ -266,6 +273,7 @@ class Server:
 
     def _close_foundation(self) -> None:
         self._executor.shutdown(wait=True)
+        self._lister.shutdown(wait=True)
         self._foundation.storage.close()
         self._foundation.ledger.close()
 
