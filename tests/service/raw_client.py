@@ -134,8 +134,15 @@ class Version:
 class RawControl(_Raw):
     """A control connection. ``ask`` waits for the final reply; ``start`` and ``finish`` take it apart."""
 
-    def __init__(self, address: Address, *, greet: bool = True, timeout_seconds: float = ANSWER_SECONDS) -> None:
-        super().__init__(address, timeout_seconds=timeout_seconds)
+    def __init__(
+        self,
+        address: Address,
+        *,
+        greet: bool = True,
+        timeout_seconds: float = ANSWER_SECONDS,
+        receive_buffer: int = 0,
+    ) -> None:
+        super().__init__(address, timeout_seconds=timeout_seconds, receive_buffer=receive_buffer)
         self.limits = Limits()
         self.greeting: Mapping[str, str] = {}
         self._next_id = 1
