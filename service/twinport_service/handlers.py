@@ -114,6 +114,7 @@ class Handlers:
             size=parse_size(command.words[1].encode()),
             mtime_ns=parse_signed(options["mtime"].encode()) if "mtime" in options else None,
             executable=options.get("exec") == "1",
+            root=_hex(options["root"], DIGEST_BYTES) if "root" in options else None,
             precondition=Precondition(
                 if_absent=options.get("if-absent") == "1",
                 if_match=_hex(options["if-match"], DIGEST_BYTES) if "if-match" in options else None,

@@ -34,7 +34,7 @@ FORMAT_VERSION = 1
 _SCHEMA = """
 CREATE TABLE uploads (
     id BLOB PRIMARY KEY, user TEXT NOT NULL, name TEXT NOT NULL, size INTEGER NOT NULL, mtime_ns INTEGER,
-    executable INTEGER NOT NULL, if_absent INTEGER NOT NULL, if_match BLOB, generation INTEGER NOT NULL,
+    executable INTEGER NOT NULL, if_absent INTEGER NOT NULL, if_match BLOB, root BLOB, generation INTEGER NOT NULL,
     touched_at REAL NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE sealed (
@@ -99,12 +99,13 @@ class SqliteLedger(MemoryLedger):
 
     def _load_all(self) -> None:
         rows = self._database.execute(
-            "SELECT id, user, name, size, mtime_ns, executable, if_absent, if_match, generation, touched_at"
+            "SELECT id, user, name, size, mtime_ns, executable, if_absent, if_match, root, generation, touched_at"
             " FROM uploads ORDER BY touched_at"
         )
-        for upload_id, user, name, size, mtime_ns, executable, if_absent, if_match, generation, touched_at in rows:
+        for *spec_columns, generation, touched_at in rows:
+            upload_id, user, name, size, mtime_ns, executable, if_absent, if_match, root = spec_columns
             precondition = Precondition(bool(if_absent), if_match)
-            spec = UploadSpec(upload_id, user, RemoteName(name), size, mtime_ns, bool(executable), precondition)
+            spec = UploadSpec(upload_id, user, RemoteName(name), size, mtime_ns, bool(executable), precondition, root)
             # A commit that was under way when the process died has ended: the upload is open, or finished.
             self._insert(OpenUpload(spec, generation, UploadState.OPEN, touched_at))
         for upload_id, segment, digest in self._database.execute("SELECT upload, segment, digest FROM sealed"):
@@ -130,8 +131,8 @@ class SqliteLedger(MemoryLedger):
         if is_resumable(spec):
             try:
                 row = (spec.upload_id, spec.user, spec.name, spec.size, spec.mtime_ns, spec.executable)
-                rest = (condition.if_absent, condition.if_match, upload.generation, upload.touched_at)
-                self._write("INSERT INTO uploads VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", [(*row, *rest)])
+                rest = (condition.if_absent, condition.if_match, spec.root, upload.generation, upload.touched_at)
+                self._write("INSERT INTO uploads VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", [(*row, *rest)])
             except Refusal:
                 self.finish(spec.upload_id)
                 raise

@@ -206,6 +206,8 @@ class UploadDesk:
 
     def commit_whole(self, upload: OpenUpload, generation: int, data: bytes, digest: bytes, on_done: OnDone) -> None:
         """As :meth:`commit`, of a small file that never was staged."""
+        if upload.spec.root not in (None, digest):
+            raise Refusal(ErrorCode.ROOT_MISMATCH)
         self.ledger.fence(upload.spec.upload_id, generation)
 
         def settle(outcome: Published | Refusal) -> None:
@@ -236,7 +238,7 @@ class UploadDesk:
         if len(sealed) < upload.layout.count:
             raise Refusal(ErrorCode.INCOMPLETE, f"{len(sealed)} of {upload.layout.count} segments")
         manifest = Manifest(upload.spec.size, b"".join(sealed[number] for number in range(upload.layout.count)))
-        if manifest.root != root:
+        if manifest.root != root or upload.spec.root not in (None, root):
             raise Refusal(ErrorCode.ROOT_MISMATCH)
         return manifest
 

@@ -50,6 +50,8 @@ class UploadSpec:
     mtime_ns: int | None = None
     executable: bool = False
     precondition: Precondition = field(default=ALWAYS)
+    root: bytes | None = None
+    """What the bytes must add up to, where the client knew it beforehand; checked by whoever commits."""
 
 
 @dataclass(frozen=True)
