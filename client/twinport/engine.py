@@ -95,6 +95,8 @@ class OrderKind(enum.Enum):
     """Ask what is held (upload), or for the manifest, and open the partial (download)."""
     CHECK = "check"
     """Hash a segment that is held and compare."""
+    COMPARE = "compare"
+    """Hash a whole file and compare it with the one under its name (upload)."""
 
 
 class Order:

@@ -1,11 +1,13 @@
 """Decides what an upload sends next. Pure: see :mod:`twinport.engine`.
 
     one segment    UPLOAD ─OK▶ ready ─PUT…LAST|COMMIT▶ COMMITTED
-    several        UPLOAD ─OK▶ (resumable? UPLOAD resume= ▶ HAVE ▶ check) ▶ segments ▶ COMMIT ─DONE▶
+    several        STAT (there already? compare ▶ kept) ▶ UPLOAD ─OK▶ (resumable? UPLOAD resume= ▶ HAVE ▶ check)
+                   ▶ segments ▶ COMMIT ─DONE▶
 
 Upload ids are random, so every step can be repeated: after a lost answer the same id is asked for again and says
 whether the file was published. A lost channel is followed by HAVE, a lost control session by ``resume=`` of the own id,
-which fences whatever half of the old session is still on its way.
+which fences whatever half of the old session is still on its way. An earlier run may have been interrupted when only
+the answer to its COMMIT was missing: hence STAT first, and again while an older upload of the file is being committed.
 """
 
 from __future__ import annotations
@@ -45,6 +47,7 @@ class UploadJob:
         "looking",
         "own",
         "resends",
+        "resumable",
         "resume_tried",
         "source",
         "started",
@@ -68,6 +71,7 @@ class UploadJob:
         self.ticket = b""
         self.generation = 1
         self.own: tuple[str, bytes, int] | None = None
+        self.resumable = ""
         self.resume_tried = False
         self.started = False
         self.committing = False
@@ -130,6 +134,7 @@ class UploadEngine(EngineBase):
             and not self._fresh_large
             and not self._directories
             and not self._making
+            and not self._again
             and not self._outstanding
         )
 
@@ -180,7 +185,7 @@ class UploadEngine(EngineBase):
                 self._open.add(job)
                 self._open_large += job.is_large
                 self._open_bytes += 0 if job.is_large else job.source.size
-                requests.append(self._ask(job))
+                requests.append(self._look_for(job) if job.is_large and not self._options else self._ask(job))
             elif self._directories:
                 name = self._directories.popleft()
                 self._making.add(name)
@@ -200,6 +205,10 @@ class UploadEngine(EngineBase):
         ):
             return self._fresh.popleft()
         return None
+
+    @staticmethod
+    def _look_for(job: UploadJob) -> Request:
+        return Request(Verb.STAT, (job.source.name,), {}, "stat", job, job.epoch)
 
     def _ask(self, job: UploadJob, resume: str = "") -> Request:
         source = job.source
@@ -230,7 +239,9 @@ class UploadEngine(EngineBase):
                     self._fail(job, ServerProtocolError(text))
 
     def _on_reply(self, step: str, job: UploadJob, reply: Reply) -> None:
-        if reply.kind is ReplyKind.ERROR:
+        if step == "stat":
+            self._found(job, reply)
+        elif reply.kind is ReplyKind.ERROR:
             code = reply.code or ErrorCode.INTERNAL
             if step == "commit":
                 self._commit_refused(job, code, reply.retry_seconds)
@@ -239,10 +250,14 @@ class UploadEngine(EngineBase):
             else:
                 self._ask_refused(job, code, reply.retry_seconds)
         elif reply.kind is ReplyKind.DONE:
-            root = reply.options["root"]
-            if step == "commit" and root != self._root(job).hex():
-                raise ValueError("another root than that of the file")
-            self._done(job)
+            # Also the answer to a repeated UPLOAD. If somebody else took the upload over and published it, then perhaps
+            # with other bytes than ours.
+            if reply.options["root"] == self._known_root(job):
+                self._done(job)
+            elif step == "resume" and job.own is not None:  # an earlier run's, published after all
+                self._again.append(self._look_for(job))
+            else:
+                self._fail(job, self._failure(job, ErrorCode.FENCED))
         elif reply.kind is ReplyKind.OK:
             ticket = decode_ticket(reply.options["ticket"])
             if step == "renew":
@@ -257,10 +272,46 @@ class UploadEngine(EngineBase):
             else:
                 self._asked(job, reply.options.get("resumable"))
 
+    def _found(self, job: UploadJob, reply: Reply) -> None:
+        """What is under the name. A file that seems to be this one is compared, anything else is replaced."""
+        source, options = job.source, reply.options
+        seems_same = (
+            reply.kind is ReplyKind.OK
+            and options.get("size") == str(source.size)
+            and options.get("mtime") == str(source.mtime_ns)
+            and (options.get("exec") == "1") == source.executable
+            and "root" in options
+        )
+        if seems_same:
+            self._orders.append(Order(OrderKind.COMPARE, job, job.epoch, digest=bytes.fromhex(options["root"])))
+        else:
+            self._send(job)
+
+    def compared(self, order: Order, matches: bool) -> None:
+        """The file was compared with the one under its name."""
+        if order.is_stale:
+            return
+        job: UploadJob = order.job
+        if not matches:
+            self._send(job)
+            return
+        if job.own is not None:
+            self._abort(job.own[0], job.own[2])
+        self._close(job)
+        job.is_over = True
+        job.epoch += 1
+        self.known_bytes -= job.source.size  # counted again, as any file that is kept
+        self.add_kept(job.source)
+
+    def _send(self, job: UploadJob) -> None:
+        """It is not there: begin, or try once more to go on with what an earlier run began."""
+        self._again.append(self._ask(job) if job.own is None else self._ask(job, resume=job.resumable))
+
     def _asked(self, job: UploadJob, resumable: str | None) -> None:
         if job.is_large and resumable and not job.resume_tried:
             job.resume_tried = True
             job.own = (job.upload_id, job.ticket, job.generation)
+            job.resumable = resumable
             self._again.append(self._ask(job, resume=resumable))
         elif job.source.size <= self._small_bytes:
             self._make_ready(job)
@@ -350,6 +401,11 @@ class UploadEngine(EngineBase):
             order.counted_bytes += length
             self.done_bytes += length
             order.job.troubles = 0
+
+    def read(self, order: Order, digest: bytes) -> None:
+        """All of a one-segment file was read: its root is known, though not yet stored."""
+        if not order.is_stale:
+            order.job.digests[0] = digest
 
     def committed(self, order: Order) -> None:
         """The file of a WHOLE order, or of the only segment, is durable."""
@@ -441,6 +497,11 @@ class UploadEngine(EngineBase):
         options = {"generation": str(job.generation), "root": self._root(job).hex(), "segments": str(job.layout.count)}
         self._again.append(Request(Verb.COMMIT, (job.upload_id,), options, "commit", job, job.epoch))
 
+    @classmethod
+    def _known_root(cls, job: UploadJob) -> str | None:
+        """The root of what was sent, once all of it was read."""
+        return cls._root(job).hex() if len(job.digests) == job.layout.count else None
+
     @staticmethod
     def _root(job: UploadJob) -> bytes:
         return root_of(job.source.size, b"".join(job.digests[segment] for segment in range(job.layout.count)))
@@ -522,7 +583,12 @@ class UploadEngine(EngineBase):
         self._paused = False
 
     def _resume_refused(self, job: UploadJob, code: ErrorCode, retry_seconds: int | None) -> None:
-        if job.own is not None:  # the older upload cannot be had: the new one is open already
+        if job.own is not None and code is ErrorCode.UPLOAD_CLOSED and job.troubles < self.policy.troubles:
+            # The earlier run's upload is being committed: soon it is there, or open again.
+            job.troubles += 1
+            request = self._look_for(job)
+            self._after(self._wait_seconds(job.troubles, retry_seconds), lambda: self._again.append(request))
+        elif job.own is not None:  # the older upload cannot be had: the new one is open already
             job.upload_id, job.ticket, job.generation = job.own
             job.own = None
             self._start(job)
@@ -592,7 +658,7 @@ class UploadEngine(EngineBase):
                 continue
             job: UploadJob = order.job
             self._uncount(order)
-            if order.kind is OrderKind.CHECK:
+            if order.kind in (OrderKind.CHECK, OrderKind.COMPARE):
                 self._orders.appendleft(order)
             elif not job.is_large and order.kind is not OrderKind.LOOK:
                 self._ask_again(job)
@@ -617,6 +683,7 @@ class UploadEngine(EngineBase):
             job.active.clear()
             job.looking = False
             job.own = None
+            job.resume_tried = job.resume_tried and job.started
             if job.committing:
                 self._commit(job)
             elif job.is_large and job.started:

@@ -22,7 +22,7 @@ from .engine import Order, OrderKind
 from .errors import local_failure
 from .lane import BATCH_BYTES, BATCH_FILES, Buffer, Lane, is_live
 from .rate import RateMeter
-from .sources import SourceChangedError, digest_range, read_into
+from .sources import SourceChangedError, digest_range, hash_file, read_into
 from .upload_engine import UploadEngine, UploadJob
 
 # A piece is what a lost line loses: small where bytes are slow. Rates in bytes per second.
@@ -100,6 +100,8 @@ class UploadLane(Lane):
             self._source_trouble(order, error)
             return
         digest = digest_of(data)
+        with self._lock:
+            self._engine.read(order, digest)
         number, attach = self.protocol.attach(job.ticket)
         header = self.protocol.put(number, 0, 0, len(data), LAST | COMMIT)
         self._sent[number, 0] = deque((_Sent(order, len(data), digest),))
@@ -115,6 +117,12 @@ class UploadLane(Lane):
             return
         start = job.layout.start(order.segment)
         try:
+            if order.kind is OrderKind.COMPARE:
+                matches = hash_file(job.source.path).root == order.digest
+                with self._lock:
+                    self._engine.compared(order, matches)
+                self._on_change()
+                return
             descriptor = job.source.open()
             try:
                 if order.kind is OrderKind.CHECK:
@@ -179,6 +187,9 @@ class UploadLane(Lane):
         digest = self._hasher.digest() if ends else None
         if digest is not None:
             out.append(digest)
+            if not job.is_large:
+                with self._lock:
+                    self._engine.read(order, digest)
         self._sent.setdefault((number, order.segment), deque()).append(_Sent(order, length, digest))
         self._unanswered[number] += 1
         self._at += length

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import twinport
 from twinport.client import Client
 from twinport.engine import Policy
 
@@ -58,10 +59,8 @@ def connect() -> Iterator[Connect]:
     clients: list[Client] = []
 
     def make(place: ServerProcess | Proxy, **options: object) -> Client:
-        from twinport import connect as open_client
-
         settings: dict[str, object] = {"patience_seconds": PATIENCE_SECONDS, **options}
-        client = open_client("127.0.0.1", place.port, **settings)  # type: ignore[arg-type]
+        client = twinport.connect("127.0.0.1", place.port, **settings)  # type: ignore[arg-type]
         clients.append(client)
         return client
 

@@ -118,15 +118,10 @@ class Proxy:
         """What ``--host`` takes."""
         return f"127.0.0.1:{self.port}"
 
-    def up_bytes(self, kind: str = "channel") -> int:
-        """What clients sent over connections of a kind."""
-        with self.lock:
-            return sum(passage.up_bytes for passage in self.passages if passage.kind == kind)
-
-    def down_bytes(self, kind: str = "channel") -> int:
-        """What clients were sent over connections of a kind."""
-        with self.lock:
-            return sum(passage.down_bytes for passage in self.passages if passage.kind == kind)
+    def moved_bytes(self, direction: str) -> int:
+        """What went "up" to or "down" from the server over channels."""
+        channels = [passage for passage in list(self.passages) if passage.kind == "channel"]
+        return sum(passage.up_bytes if direction == "up" else passage.down_bytes for passage in channels)
 
     def cut_all(self) -> None:
         """Reset everything that is open."""

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import twinport
 from blake3 import blake3
 from twinport import errors
 from twinport.client import Client
@@ -16,7 +17,8 @@ from twinport_protocol.segments import MIN_SEGMENT_BYTES, Layout
 
 from tests.client.servers import ServerProcess
 
-SIZES = [0, 1, 4096, 256 * 1024, 256 * 1024 + 1, MIN_SEGMENT_BYTES, MIN_SEGMENT_BYTES + 1, 3 * MIN_SEGMENT_BYTES + 12345]
+SMALL = 256 * 1024
+SIZES = [0, 1, 4096, SMALL, SMALL + 1, MIN_SEGMENT_BYTES, MIN_SEGMENT_BYTES + 1, 3 * MIN_SEGMENT_BYTES + 12345]
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -294,8 +296,6 @@ def test_names_that_break_the_rules_are_a_usage_mistake(client: Client, name: st
 
 
 def test_a_closed_client_says_so(shared_server: ServerProcess) -> None:
-    import twinport
-
     with twinport.connect("127.0.0.1", shared_server.port) as client:
         assert client.ping() < 5
     client.close()
@@ -304,7 +304,5 @@ def test_a_closed_client_says_so(shared_server: ServerProcess) -> None:
 
 
 def test_nobody_there_is_a_network_error() -> None:
-    import twinport
-
     with pytest.raises(errors.NetworkError, match=r"no connection to 127\.0\.0\.1:1: .*is twinportd running there"):
         twinport.connect("127.0.0.1", 1)
