@@ -19,7 +19,7 @@ ROOMS = {
 }
 MAY_IMPORT = {
     "twinport_protocol": {"blake3"},
-    "twinport_service": {"twinport_protocol", "blake3", "click", "structlog", "tomli"},
+    "twinport_service": {"twinport_protocol", "blake3", "click", "structlog", "tomli", "tomllib"},
     "twinport": {"twinport_protocol", "blake3", "click"},
     "twinport_infra": {"boto3", "botocore", "paramiko", "click"},
 }
