@@ -11,8 +11,11 @@ from pathlib import Path
 import pytest
 from twinport_protocol.tickets import TicketKeys
 from twinport_service.config import Settings
+from twinport_service.foundation import OWN_DIRECTORY
 from twinport_service.ledger_memory import MemoryLedger
+from twinport_service.ledger_sqlite import SqliteLedger
 from twinport_service.server import Foundation
+from twinport_service.storage.local import LocalStorage
 from twinport_service.storage.memory import MemoryStorage
 
 from tests.service.oracle import Oracle
@@ -23,6 +26,7 @@ SHORT_SECONDS = 0.3
 KEYS = TicketKeys(bytes(range(16)), {7: bytes(range(32))}, 7)
 
 StartServer = Callable[..., RunningServer]
+MakeFoundation = Callable[[], Foundation]
 
 
 def short_settings(root: Path, **changes: object) -> Settings:
@@ -40,9 +44,30 @@ def short_settings(root: Path, **changes: object) -> Settings:
     return Settings(**values)  # type: ignore[arg-type]
 
 
-def memory_foundation() -> Foundation:
-    """Storage and ledger in memory."""
-    return Foundation(MemoryStorage(), MemoryLedger(), KEYS)
+@pytest.fixture(params=["memory", "local"])
+def storage_kind(request: pytest.FixtureRequest) -> str:
+    """What servers stand on: storage and ledger in memory, or the local disk (a tmpfs) and SQLite."""
+    return str(request.param)
+
+
+@pytest.fixture
+def root(shm_path: Path) -> Path:
+    """The directory that servers serve, made beneath one that has room for what must not be touched."""
+    directory = shm_path / "root"
+    directory.mkdir()
+    return directory
+
+
+@pytest.fixture
+def make_foundation(storage_kind: str, root: Path) -> MakeFoundation:
+    """Makes what a server stands on; of the local kind, one at a time."""
+
+    def make() -> Foundation:
+        if storage_kind == "memory":
+            return Foundation(MemoryStorage(), MemoryLedger(), KEYS)
+        return Foundation(LocalStorage(root), SqliteLedger(root / OWN_DIRECTORY / "ledger.db"), KEYS)
+
+    return make
 
 
 @pytest.fixture
@@ -52,15 +77,13 @@ def upload_id() -> Callable[[], bytes]:
 
 
 @pytest.fixture
-def start_server(tmp_path: Path) -> Iterator[StartServer]:
+def start_server(root: Path, make_foundation: MakeFoundation) -> Iterator[StartServer]:
     """Starts servers with short deadlines; ``changes`` are settings. All are stopped at the end."""
     with ExitStack() as stack:
 
         def start(foundation: Foundation | None = None, **changes: object) -> RunningServer:
-            root = tmp_path / "root"
-            root.mkdir(exist_ok=True)
             settings = short_settings(root, **changes)
-            return stack.enter_context(RunningServer(settings, foundation or memory_foundation()))
+            return stack.enter_context(RunningServer(settings, foundation or make_foundation()))
 
         yield start
 
@@ -86,9 +109,9 @@ def channel(server: RunningServer) -> Iterator[RawChannel]:
 
 
 @pytest.fixture
-def oracle(server: RunningServer, tmp_path: Path) -> Oracle:
+def oracle(server: RunningServer, root: Path) -> Oracle:
     """The oracle of ``server``, with a canary tree beside its root."""
-    outside = tmp_path / "outside"
+    outside = root.parent / "outside"
     (outside / "deep").mkdir(parents=True)
     for name in ("passwd", "deep/.ssh"):
         (outside / name).write_bytes(os.urandom(64))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import io
+import re
 import threading
 from collections.abc import Callable
 from typing import TypeVar
 
 from twinport_service.config import Settings
+from twinport_service.foundation import OWN_DIRECTORY
 from twinport_service.log import configure_logging
 from twinport_service.server import Foundation, Server
 from twinport_service.storage.memory import MemoryStorage
@@ -98,9 +100,12 @@ class RunningServer:
         return {record.spec.upload_id for record in self.foundation.ledger.open_uploads()}
 
     def staged_uploads(self) -> set[bytes]:
-        """The uploads that the storage holds bytes of, where it can be looked at."""
+        """The uploads that the storage holds bytes of."""
         storage = self.foundation.storage
-        return set(storage._stagings) if isinstance(storage, MemoryStorage) else set()
+        if isinstance(storage, MemoryStorage):
+            return set(storage._stagings)
+        names = (path.name for path in self.settings.root.glob(f"{OWN_DIRECTORY}/**/*") if path.is_file())
+        return {bytes.fromhex(name) for name in names if re.fullmatch("[0-9a-f]{32}", name)}
 
     def assert_no_traceback(self) -> None:
         """Nothing went wrong that the server did not expect."""

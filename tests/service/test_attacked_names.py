@@ -81,10 +81,10 @@ LINES: dict[str, Callable[[bytes], bytes]] = {
 
 @pytest.mark.parametrize("verb", LINES)
 def test_a_bad_name_is_refused_by_every_verb(
-    start_server: StartServer, tmp_path: Path, verb: str, upload_id: Callable[[], bytes]
+    start_server: StartServer, root: Path, verb: str, upload_id: Callable[[], bytes]
 ) -> None:
     running = start_server()
-    outside = tmp_path / "outside"
+    outside = root.parent / "outside"
     outside.mkdir()
     (outside / "canary").write_bytes(os.urandom(32))
     oracle = Oracle(running, outside)
