@@ -79,7 +79,7 @@ def verb_of(words: list[str]) -> str | None:
 @contextmanager
 def running_server(root: Path) -> Iterator[str]:
     """The control address of a server that runs meanwhile."""
-    command = [BIN / "twinportd", "serve", "--root", root, "--control-port", "0", "--data-port", "0"]
+    command: list[str | Path] = [BIN / "twinportd", "serve", "--root", root, "--control-port", "0", "--data-port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
         try:
             assert server.stdout is not None
