@@ -40,8 +40,9 @@ class Ledger(Protocol):
         """The record, from whichever node made it."""
 
     def resumable(self, user: str, name: RemoteName, size: int) -> bytes | None:
-        """The id of the user's newest open upload of that name and size that holds at least one sealed segment or is
-        larger than one segment; None when there is none."""
+        """The id of the user's newest unfinished upload of that name and size that holds at least one sealed segment or
+        is larger than one segment; None when there is none. One that is being committed counts: whoever wants to send
+        the file had better wait for its end."""
 
     def lease(self, upload_id: bytes, user: str) -> UploadRecord:
         """Take the upload over: a new generation; holders of the old one are fenced. ``UploadUnknown`` (also when it is

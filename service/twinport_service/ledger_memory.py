@@ -78,7 +78,7 @@ class MemoryLedger:
         with self._lock:
             for upload_id in reversed(self._by_target.get((user, name, size), {})):
                 upload = self._uploads[upload_id]
-                if upload.state is UploadState.OPEN and (upload.sealed or Layout.of(size).count > 1):
+                if upload.sealed or Layout.of(size).count > 1:
                     return upload_id
             return None
 

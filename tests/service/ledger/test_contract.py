@@ -138,7 +138,7 @@ def test_fence_closes_and_reopen_opens(ledger: Ledger) -> None:
     ):
         with refused(ErrorCode.UPLOAD_CLOSED):
             use()
-    assert ledger.resumable("alice", spec.name, LARGE) is None
+    assert ledger.resumable("alice", spec.name, LARGE) == spec.upload_id
     assert [found.state for found in ledger.open_uploads()] == [UploadState.COMMITTING]
     ledger.reopen(spec.upload_id)
     ledger.reopen(spec.upload_id)
