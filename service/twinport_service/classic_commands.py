@@ -162,7 +162,7 @@ async def _connect(
     turn = services.turns.request(talk.address, ready=ready)
     talk.hold_turn(turn)
     try:
-        await turn.granted
+        await services.turns.open(turn)
         talk.check_alive()
         talk.write(accept())
         talk.advance()

@@ -32,7 +32,7 @@ class PairingTimes:
 
 @dataclass(frozen=True)
 class Granted(Generic[ClaimT]):
-    """It is this transfer's turn: send its OK now."""
+    """It is this transfer's turn: :meth:`Pairing.open` it and send its OK."""
 
     claim: ClaimT
 
@@ -69,6 +69,7 @@ class _Place(Generic[ClaimT, ConnectionT]):
 
     expecting: ClaimT | None = None
     granted_at: float = 0.0
+    open: bool = False
     ready: bool = False
     candidate: ConnectionT | None = None
     settled_at: float | None = None
@@ -98,8 +99,15 @@ class Pairing(Generic[ClaimT, ConnectionT]):
         place.waiting.append(claim)
         return self._advance(address, place, now)
 
+    def open(self, claim: ClaimT, now: float) -> None:
+        """The OK goes out in this moment; what came before was early and is not this transfer's."""
+        place = self._place_of(claim)
+        if place is not None and place.expecting == claim:
+            place.open = True
+            place.granted_at = now
+
     def mark_ready(self, claim: ClaimT) -> None:
-        """The client may be connected to from now on: at once for an upload, at READY for a download."""
+        """The connection may be used: at once for an upload, at READY for a download."""
         place = self._place_of(claim)
         if place is not None and place.expecting == claim:
             place.ready = True
@@ -107,7 +115,7 @@ class Pairing(Generic[ClaimT, ConnectionT]):
     def arrive(self, connection: ConnectionT, address: str, now: float) -> list[Outcome[ClaimT, ConnectionT]]:
         """A data connection came. :meth:`settle` pairs it, once all that came together have been told."""
         place = self._places.get(address)
-        if place is None or place.expecting is None:
+        if place is None or place.expecting is None or not place.open:
             return [Refused(connection)]
         if place.candidate is None:
             place.candidate = connection
@@ -138,7 +146,7 @@ class Pairing(Generic[ClaimT, ConnectionT]):
         if place.expecting == claim:
             if place.candidate is not None:
                 outcomes.append(Refused(place.candidate))
-            else:
+            elif place.open:
                 place.settled_at = now + self._times.settle_seconds
             self._clear(place, claim)
         else:
@@ -180,7 +188,7 @@ class Pairing(Generic[ClaimT, ConnectionT]):
     def _clear(self, place: _Place[ClaimT, ConnectionT], claim: ClaimT) -> None:
         place.expecting = None
         place.candidate = None
-        place.ready = False
+        place.open = place.ready = False
         del self._addresses[claim]
 
     def _advance(

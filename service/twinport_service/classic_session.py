@@ -31,6 +31,7 @@ from .classic_turns import Turn, address_of
 from .log import get_log, printable
 
 WRITE_BUFFER_BYTES = 64 * 1024
+_HALF_CLOSED = TransferRefusal(ErrorCode.BAD_STATE, "the control connection was closed before the transfer began")
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class ClassicSession(asyncio.Protocol):
         self._writable.set()
         self._reading = True
         self._ending = False
+        self._half_closed = False
         self._stopping = False
         self._lingering = False
         self._timer: asyncio.TimerHandle | None = None
@@ -115,10 +117,10 @@ class ClassicSession(asyncio.Protocol):
         """The client sends nothing more: serve what is complete, then close."""
         if self._lingering:
             return False
-        self._ending = True
-        if self._turn is not None and not self._turn.granted.done():
-            # Nothing was promised to it yet, and others wait for the turn that it would only let pass.
-            self.services.turns.withdraw(self._turn, Refusal(ErrorCode.BUSY, "the client left the queue"))
+        self._ending = self._half_closed = True
+        if self._turn is not None:
+            # Hardly anybody closes one side and goes on; others wait for the turn that this one would only let pass.
+            self.services.turns.withdraw(self._turn, _HALF_CLOSED)
         self.advance()
         return True
 
@@ -218,6 +220,8 @@ class ClassicSession(asyncio.Protocol):
         """Raises why the session's transfer is to end, if it is."""
         if self._farewell is not None:
             raise self._farewell
+        if self._half_closed:
+            raise _HALF_CLOSED
 
     # the connection --------------------------------------------------------------------------------------------------
 
@@ -250,10 +254,12 @@ class ClassicSession(asyncio.Protocol):
         self._lingering = True
         self.wire.close()
         self._give_up(Gone())
-        if self._transport.can_write_eof() and not self._ending:
+        self._stuck_at = self._loop.time()
+        try:
             self._transport.write_eof()
-            self._stuck_at = self._loop.time()
-        else:
+        except OSError:  # it has gone meanwhile
+            self._transport.abort()
+        if self._half_closed:
             self._finish()
         self._regulate()
 

@@ -15,6 +15,7 @@ from .classic_pairing import Failed, Granted, Outcome, Paired, Pairing, PairingT
 from .log import get_log
 
 _MAPPED_IPV4 = "::ffff:"
+_QUIET_ROUNDS = 64
 
 
 class Arrival(NamedTuple):
@@ -70,6 +71,7 @@ class Turns:
         self._clock = clock
         self._transfers = transfers
         self._timer: asyncio.TimerHandle | None = None
+        self._arrivals = 0
 
     @property
     def count(self) -> int:
@@ -86,6 +88,22 @@ class Turns:
         turn = Turn(ready=ready)
         self._apply(self._pairing.request(turn, address, self._clock()))
         return turn
+
+    async def open(self, turn: Turn) -> None:
+        """Wait for the turn; when this returns, its OK must be sent without a further wait. Raises why it failed."""
+        await turn.granted
+        # What was connected before the OK may still stand in the listener's queue, and would be taken for the one that
+        # follows it. The loop accepts in every round, so a round without an arrival says that the queue is empty.
+        for _ in range(_QUIET_ROUNDS):
+            before = self._arrivals
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            if self._arrivals == before:
+                break
+        self._pairing.open(turn, self._clock())
+        if turn.ready:
+            self._pairing.mark_ready(turn)
+        self._rearm()
 
     def mark_ready(self, turn: Turn, address: str) -> None:
         """The client said READY."""
@@ -105,6 +123,7 @@ class Turns:
     def accept(self, sock: socket.socket, peer: object) -> None:
         """A data connection came; it is paired, kept for a moment as a candidate, or closed."""
         address = address_of(peer)
+        self._arrivals += 1
         self._apply(self._pairing.arrive(Arrival(sock, peer), address, self._clock()))
         # What arrived in the same moment is told first: two candidates are nobody's.
         asyncio.get_running_loop().call_soon(self._settle, address)
@@ -123,8 +142,6 @@ class Turns:
     def _apply(self, outcomes: Sequence[Outcome[Turn, Arrival]]) -> None:
         for outcome in outcomes:
             if isinstance(outcome, Granted):
-                if outcome.claim.ready:
-                    self._pairing.mark_ready(outcome.claim)
                 if not outcome.claim.granted.done():
                     outcome.claim.granted.set_result(None)
             elif isinstance(outcome, Paired):

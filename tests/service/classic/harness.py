@@ -1,23 +1,26 @@
-"""The classic dialect on two loopback ports, without the rest of the server: an event loop in a thread of its own."""
+"""A real server in a thread of its own, with the bounds of the classic dialect as a test wants them."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import io
-import socket
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 
+from twinport_protocol.tickets import TicketKeys
 from twinport_service.access import Decide, allow_all
 from twinport_service.classic import ClassicLimits, ClassicPlane
 from twinport_service.classic_data import TransferTimes
 from twinport_service.classic_pairing import PairingTimes
 from twinport_service.classic_session import SessionLimits
+from twinport_service.config import Settings
+from twinport_service.ledger import Ledger
 from twinport_service.ledger_memory import MemoryLedger
 from twinport_service.log import configure_logging
+from twinport_service.server import Foundation, Server
 from twinport_service.storage.contract import Storage
 from twinport_service.storage.memory import MemoryStorage
 from twinport_service.uploads import UploadDesk
@@ -29,7 +32,10 @@ SHORT = ClassicLimits(
     pairing=PairingTimes(alone_seconds=0.3, contended_seconds=0.3, settle_seconds=0.05),
     transfer=TransferTimes(stall_seconds=0.3, grace_seconds=0.6),
 )
-PATIENT = replace(SHORT, pairing=PairingTimes(10.0, 3.0, 0.05), transfer=TransferTimes(30.0, 30.0))
+PATIENT = ClassicLimits(pairing=PairingTimes(settle_seconds=0.05))
+KEYS = TicketKeys(bytes(range(16)), {7: bytes(range(32))}, 7)
+START_SECONDS = 10.0
+STOP_SECONDS = 20.0
 
 
 def limits_with(**session: float) -> ClassicLimits:
@@ -37,27 +43,69 @@ def limits_with(**session: float) -> ClassicLimits:
     return replace(SHORT, session=replace(SHORT.session, **session))  # type: ignore[arg-type]
 
 
+class BoundedServer(Server):
+    """The server, with bounds that its settings do not offer."""
+
+    def __init__(self, settings: Settings, foundation: Foundation, decide: Decide, limits: ClassicLimits) -> None:
+        super().__init__(settings, foundation, decide)
+        self._limits_of_classic = limits
+
+    def _classic_limits(self) -> ClassicLimits:
+        return self._limits_of_classic
+
+    @property
+    def classic(self) -> ClassicPlane:
+        """The part under test."""
+        assert self._classic is not None
+        return self._classic
+
+    @property
+    def desk(self) -> UploadDesk:
+        """Where its uploads are."""
+        return self._desk
+
+
 @dataclass
 class RunningPlane:
-    """A plane that serves; what the tests look at."""
+    """A server that runs, and what the tests look at."""
 
-    plane: ClassicPlane
-    desk: UploadDesk
-    storage: Storage
+    server: BoundedServer
     loop: asyncio.AbstractEventLoop
-    host: str
-    control_port: int
-    data_port: int
     log: io.StringIO
-    complaints: list[str] = field(default_factory=list)
+    complaints: list[str]
+
+    @property
+    def plane(self) -> ClassicPlane:
+        """The classic part of the server."""
+        return self.server.classic
+
+    @property
+    def desk(self) -> UploadDesk:
+        """The desk of the server."""
+        return self.server.desk
+
+    @property
+    def host(self) -> str:
+        """Where it listens."""
+        return self.server.control_address[0]
+
+    @property
+    def control_port(self) -> int:
+        """The port of control connections."""
+        return self.server.control_address[1]
+
+    @property
+    def data_port(self) -> int:
+        """The port of data connections."""
+        return self.server.data_address[1]
 
     def client(self, *, timeout: float = 20.0, source: str | None = None) -> ReferenceClient:
         """A new session."""
         return ReferenceClient(self.host, self.control_port, timeout=timeout, source=source)
 
     def drain(self, grace_seconds: float) -> None:
-        """Stop the plane in an orderly way; returns when nothing is left of it."""
-        asyncio.run_coroutine_threadsafe(self.plane.drain(grace_seconds), self.loop).result(timeout=20)
+        """Stop the classic part in an orderly way; returns when nothing is left of it."""
+        asyncio.run_coroutine_threadsafe(self.plane.drain(grace_seconds), self.loop).result(STOP_SECONDS)
 
 
 @contextlib.contextmanager
@@ -66,56 +114,45 @@ def running_plane(
     limits: ClassicLimits = SHORT,
     decide: Decide = allow_all,
     max_file_bytes: int = 2**63 - 1,
+    ledger: Ledger | None = None,
 ) -> Iterator[RunningPlane]:
-    """A plane over ``storage`` (memory by default) on two free ports, drained at the end; its log is kept."""
+    """A server over ``storage`` (memory by default) on two free ports, stopped at the end; its log is kept."""
     log = io.StringIO()
     configure_logging(stream=log, level="debug")
-    storage = storage or MemoryStorage()
-    desk = UploadDesk(storage, MemoryLedger(), max_file_bytes=max_file_bytes)
-    desk.recover()
+    settings = Settings(
+        root=Path("unused"),
+        control_port=0,
+        data_port=0,
+        idle_seconds=limits.session.idle_seconds,
+        max_file_bytes=max_file_bytes,
+        drain_seconds=0.3,
+        classic_grace_seconds=0.0,
+    )
+    foundation = Foundation(storage or MemoryStorage(), ledger or MemoryLedger(), KEYS)
     started = threading.Event()
     running: list[RunningPlane] = []
-    stop: list[asyncio.Event] = []
-    complaints: list[str] = []
+    enough: list[asyncio.Event] = []
 
     async def serve() -> None:
         loop = asyncio.get_running_loop()
+        complaints: list[str] = []
         loop.set_exception_handler(lambda loop, context: complaints.append(str(context)))
-        with ThreadPoolExecutor(4) as executor:
-            plane = ClassicPlane(desk, decide, executor, limits)
-            control = await loop.create_server(plane.session_factory, "127.0.0.1", 0, backlog=512)
-            data = socket.create_server(("127.0.0.1", 0), backlog=512)
-            data.setblocking(False)
-
-            def accept() -> None:
-                with contextlib.suppress(BlockingIOError):
-                    while True:
-                        sock, peer = data.accept()
-                        plane.accept_data(sock, peer)
-
-            loop.add_reader(data, accept)
-            plane.data_port = data.getsockname()[1]
-            control_port = control.sockets[0].getsockname()[1]
-            stop.append(asyncio.Event())
-            running.append(
-                RunningPlane(plane, desk, storage, loop, "127.0.0.1", control_port, plane.data_port, log, complaints)
-            )
+        enough.append(asyncio.Event())
+        server = BoundedServer(settings, foundation, decide, limits)
+        async with server:
+            running.append(RunningPlane(server, loop, log, complaints))
             started.set()
-            await stop[0].wait()
-            control.close()
-            await plane.drain(0.0)
-            loop.remove_reader(data)
-            data.close()
+            await enough[0].wait()
 
     thread = threading.Thread(target=asyncio.run, args=(serve(),), name="classic-server")
     thread.start()
     try:
-        assert started.wait(10)
+        assert started.wait(START_SECONDS)
         yield running[0]
     finally:
         if running:
-            running[0].loop.call_soon_threadsafe(stop[0].set)
-        thread.join(20)
-        storage.close()
+            running[0].loop.call_soon_threadsafe(enough[0].set)
+        thread.join(STOP_SECONDS)
         configure_logging()
     assert not thread.is_alive()
+    assert not running[0].complaints

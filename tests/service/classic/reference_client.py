@@ -99,17 +99,21 @@ class ReferenceClient:
     def list_names(self) -> list[str]:
         """LIST; reads on until as many names as were counted have come."""
         self.send("LIST")
-        raw = b""
-        while True:
+        raw = bytearray()
+        missing: int | None = None
+        while missing is None or missing > 0:
             more = self.control.recv(REPLY_SIZE)
             if not more:
                 raise ConnectionError("the server closed the control connection")
             raw += more
             if raw.startswith(b"ERROR"):
                 raise ServerError(raw.decode().rstrip("\n"))
-            head, _, body = raw.partition(b"\n")
-            if raw.count(b"\n") and body.count(b"\n") >= int(head.split(b" ")[1]):
-                return body.decode().split("\n")[:-1]
+            if missing is not None:
+                missing -= more.count(b"\n")
+            elif b"\n" in raw:
+                head, _, body = raw.partition(b"\n")
+                missing = int(head.split(b" ")[1]) - body.count(b"\n")
+        return raw.decode().split("\n")[1:-1]
 
     def quit(self) -> None:
         """QUIT; returns when the server has closed."""

@@ -7,10 +7,16 @@ import re
 import socket
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
+from twinport_protocol.names import parse_name
+from twinport_service.classic_transfer import open_upload
+from twinport_service.ledger_memory import MemoryLedger
+from twinport_service.storage.contract import UploadSpec
 from twinport_service.storage.local import LocalStorage
+from twinport_service.uploads import UploadDesk
 
 from .harness import PATIENT, RunningPlane, running_plane
 from .oracle import ClassicOracle, assert_reply, wait_until
@@ -21,6 +27,14 @@ SIZES = [0, 1, 10, 4095, 4096, 118_601, 256 * 1024, 256 * 1024 + 1, 3_000_000, 8
 
 def content_of(size: int, seed: int = 0) -> bytes:
     return random.Random(f"{size} {seed}").randbytes(size)
+
+
+def read_all(sock: socket.socket) -> int:
+    """Read to the orderly end; how many bytes came."""
+    total = 0
+    while chunk := sock.recv(1 << 20):
+        total += len(chunk)
+    return total
 
 
 def together(*actions: Callable[[], None]) -> None:
@@ -140,19 +154,19 @@ def test_fifty_at_once_from_one_address(root: Path, outside: Path) -> None:
             with server.client(timeout=60) as client:
                 barrier.wait(30)
                 steps = [
-                    lambda: client.upload(f"own/{number}", own[f"own/{number}"]),
-                    lambda: check(client, f"shared/{number}", stored),
-                    lambda: check(client, f"shared/{(number * 7) % clients}", stored),
+                    partial(client.upload, f"own/{number}", own[f"own/{number}"]),
+                    partial(check, client, f"shared/{number}"),
+                    partial(check, client, f"shared/{(number * 7) % clients}"),
                 ]
                 for step in steps[number % 3 :] + steps[: number % 3]:
                     step()
                 assert len(client.list_names()) > clients
                 client.quit()
 
-        def check(client: ReferenceClient, name: str, expected: dict[str, bytes]) -> None:
-            assert client.download(name) == expected[name]
+        def check(client: ReferenceClient, name: str) -> None:
+            assert client.download(name) == stored[name]
 
-        together(*(lambda number=number: work(number) for number in range(clients)))  # type: ignore[misc]
+        together(*(partial(work, number) for number in range(clients)))
         with server.client() as client:
             for name, content in own.items():
                 assert client.download(name) == content
@@ -185,15 +199,18 @@ def test_a_list_is_served_while_a_transfer_runs(server: RunningPlane) -> None:
 def test_a_second_transfer_of_a_session_waits_for_the_first(server: RunningPlane) -> None:
     with server.client() as client:
         with client.begin_upload("one", 3) as data:
+            data.sendall(b"11")
             client.send("UPLOAD two 3")
             client.send("LIST")
-            data.sendall(b"111")
-            assert client.reply() == "DONE"
-        word, port = client.reply().split(" ")
-        assert word == "OK"
+            wait_until(lambda: server.plane.transfers == 1, "the transfer")
+            data.sendall(b"1")
+            assert client.control.recv(5) == b"DONE\n"
         # The LIST was behind the second UPLOAD and is served as soon as that has its OK.
-        assert client.control.recv(1024) == b"OK 1\none\n"
-        with client.connect_data(int(port)) as data:
+        replies = b""
+        while replies.count(b"\n") < 3:
+            replies += client.control.recv(1024)
+        assert replies == b"OK %d\nOK 1\none\n" % server.data_port
+        with client.connect_data(server.data_port) as data:
             data.sendall(b"222")
             assert client.reply() == "DONE"
 
@@ -289,22 +306,21 @@ def test_a_downloader_that_does_not_read_is_cut_too(server: RunningPlane) -> Non
             with pytest.raises(ServerError, match="ShuttingDown"):
                 client.reply()
             with pytest.raises(ConnectionResetError):
-                while data.recv(1 << 20):
-                    pass
+                read_all(data)
 
 
 def test_uploads_of_an_earlier_run_are_forgotten(root: Path) -> None:
-    with running_plane(LocalStorage(root), PATIENT) as server:
-        with server.client() as client, client.begin_upload("a", 1_000_000) as data:
-            data.sendall(bytes(500_000))
-            wait_until(lambda: len(server.desk.ledger.open_uploads()) == 1, "the upload")
-            server.desk.ledger.begin(next(iter(server.desk.ledger.open_uploads())).spec)
-            server.plane.recover()
-            assert not server.desk.ledger.open_uploads()
-            data.sendall(bytes(500_000))
-            with pytest.raises(ServerError):
-                client.reply()
-    assert not (root / "a").exists()
+    ledger = MemoryLedger()
+    storage = LocalStorage(root)
+    storage.start(())
+    desk = UploadDesk(storage, ledger)
+    classic = open_upload(desk, parse_name("a"), 1_000_000)
+    other = UploadSpec(bytes(16), "anonymous", parse_name("b"), 1_000_000)
+    desk.open(other)
+    storage.close()
+    with running_plane(LocalStorage(root), ledger=ledger):
+        assert [record.spec for record in ledger.open_uploads()] == [other]
+        assert ledger.load(classic.spec.upload_id) is None
 
 
 def test_a_client_that_vanished_leaves_nothing(server: RunningPlane, oracle: ClassicOracle) -> None:

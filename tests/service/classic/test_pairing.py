@@ -18,6 +18,11 @@ def make(**bounds: int) -> Pairing[str, str]:
 
 def take_turn(pairing: Pairing[str, str], claim: str, address: str = HOME, now: float = 0.0) -> None:
     assert pairing.request(claim, address, now) == [Granted(claim)]
+    make_ready(pairing, claim, now)
+
+
+def make_ready(pairing: Pairing[str, str], claim: str, now: float = 0.0) -> None:
+    pairing.open(claim, now)
     pairing.mark_ready(claim)
 
 
@@ -36,7 +41,7 @@ def test_the_second_is_held_back_until_the_first_was_paired() -> None:
     assert pairing.request("B", HOME, 0.0) == []
     pairing.arrive("a", HOME, 0.1)
     assert pairing.settle(HOME, 0.1) == [Paired("A", "a"), Granted("B")]
-    pairing.mark_ready("B")
+    make_ready(pairing, "B", 0.1)
     pairing.arrive("b", HOME, 0.2)
     assert pairing.settle(HOME, 0.2) == [Paired("B", "b")]
 
@@ -56,6 +61,22 @@ def test_a_connection_that_nobody_expects_is_refused() -> None:
     take_turn(pairing, "A")
     assert pairing.arrive("foreign", OTHER, 0.0) == [Refused("foreign")]
     assert pairing.settle(HOME, 0.0) == []
+
+
+def test_what_came_before_the_ok_is_refused_though_the_turn_is_granted() -> None:
+    pairing = make()
+    assert pairing.request("A", HOME, 0.0) == [Granted("A")]
+    assert pairing.arrive("early", HOME, 0.0) == [Refused("early")]
+    make_ready(pairing, "A")
+    assert pairing.settle(HOME, 0.0) == []
+    assert pairing.withdraw("A", 0.0) == []
+
+
+def test_one_that_leaves_before_its_ok_leaves_nothing_behind() -> None:
+    pairing = make()
+    pairing.request("A", HOME, 0.0)
+    pairing.request("B", HOME, 0.0)
+    assert pairing.withdraw("A", 0.0) == [Granted("B")]
 
 
 def test_a_connection_during_the_transfer_is_refused() -> None:
@@ -78,6 +99,7 @@ def test_two_for_one_are_nobodys() -> None:
 def test_a_download_is_paired_when_its_client_said_ready() -> None:
     pairing = make()
     pairing.request("A", HOME, 0.0)
+    pairing.open("A", 0.0)
     pairing.arrive("a", HOME, 0.0)
     assert pairing.settle(HOME, 0.0) == []
     pairing.mark_ready("A")
@@ -92,6 +114,7 @@ def test_ready_of_one_that_waits_means_nothing_yet() -> None:
     pairing.mark_ready("unknown")
     pairing.arrive("a", HOME, 0.0)
     assert pairing.settle(HOME, 0.0) == [Paired("A", "a"), Granted("B")]
+    pairing.open("B", 0.0)
     pairing.arrive("b", HOME, 0.0)
     assert pairing.settle(HOME, 0.0) == []
 
@@ -134,6 +157,7 @@ def test_one_that_goes_away_unpaired_leaves_its_address_settling() -> None:
 def test_one_whose_connection_came_leaves_nothing_behind() -> None:
     pairing = make()
     pairing.request("A", HOME, 0.0)
+    pairing.open("A", 0.0)
     pairing.request("B", HOME, 0.0)
     pairing.arrive("a", HOME, 0.0)
     assert pairing.withdraw("A", 0.5) == [Refused("a"), Granted("B")]
@@ -142,6 +166,7 @@ def test_one_whose_connection_came_leaves_nothing_behind() -> None:
 def test_a_download_without_ready_runs_out_with_its_connection() -> None:
     pairing = make()
     pairing.request("A", HOME, 0.0)
+    pairing.open("A", 0.0)
     pairing.arrive("a", HOME, 0.0)
     assert pairing.expire(10.0) == [Refused("a"), Failed("A", ErrorCode.TIMEOUT)]
 
@@ -185,7 +210,7 @@ def test_an_address_that_is_done_is_forgotten() -> None:
 
 acts = st.lists(
     st.tuples(
-        st.sampled_from(["request", "ready", "connect", "settle", "withdraw", "wait"]),
+        st.sampled_from(["request", "open", "ready", "connect", "settle", "withdraw", "wait"]),
         st.integers(0, 5),
         st.sampled_from([HOME, OTHER]),
     ),
@@ -194,24 +219,25 @@ acts = st.lists(
 
 
 @given(acts)
-def test_whatever_happens_nobody_gets_a_connection_that_came_before_his_turn(
+def test_whatever_happens_nobody_gets_a_connection_that_came_before_his_ok(
     script: list[tuple[str, int, str]],
 ) -> None:
-    """Each connection is paired or refused once, and only with a transfer of its address that was granted before."""
+    """Each connection is paired or refused once, and only with a transfer of its address whose OK was before it."""
     pairing: Pairing[tuple[int, str], tuple[int, str]] = Pairing(TIMES, waiting_per_address=3)
     now = 0.0
     serial = 0
     claims: list[tuple[int, str]] = []
-    granted: dict[tuple[int, str], int] = {}
+    granted: set[tuple[int, str]] = set()
+    opened: dict[tuple[int, str], int] = {}
     ended: set[object] = set()
 
     def note(outcomes: list[Outcome[tuple[int, str], tuple[int, str]]]) -> None:
         for outcome in outcomes:
             if isinstance(outcome, Granted):
-                granted[outcome.claim] = serial
+                granted.add(outcome.claim)
             elif isinstance(outcome, Paired):
                 assert outcome.claim[1] == outcome.connection[1]
-                assert granted[outcome.claim] < outcome.connection[0]
+                assert opened[outcome.claim] < outcome.connection[0]
                 assert outcome.claim not in ended
                 assert outcome.connection not in ended
                 ended.update((outcome.claim, outcome.connection))
@@ -224,8 +250,7 @@ def test_whatever_happens_nobody_gets_a_connection_that_came_before_his_turn(
         expecting = [claim[1] for claim in granted if claim not in ended]
         assert len(expecting) == len(set(expecting))
 
-    for act, number, address in script:
-        serial += 1
+    for serial, (act, number, address) in enumerate(script, 1):
         now += 0.1
         if act == "request":
             claim = (serial, address)
@@ -234,6 +259,11 @@ def test_whatever_happens_nobody_gets_a_connection_that_came_before_his_turn(
                 claims.append(claim)
             except Refusal:
                 ended.add(claim)
+        elif act == "open" and claims:
+            claim = claims[number % len(claims)]
+            pairing.open(claim, now)
+            if claim in granted:
+                opened.setdefault(claim, serial)
         elif act == "ready" and claims:
             pairing.mark_ready(claims[number % len(claims)])
         elif act == "connect":
