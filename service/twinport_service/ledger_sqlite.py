@@ -20,7 +20,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from twinport_protocol.errors import ErrorCode, Refusal
-from twinport_protocol.names import RemoteName
+from twinport_protocol.names import parse_name
 from twinport_protocol.segments import Layout
 from twinport_protocol.upload import UploadState
 
@@ -105,7 +105,7 @@ class SqliteLedger(MemoryLedger):
         for *spec_columns, generation, touched_at in rows:
             upload_id, user, name, size, mtime_ns, executable, if_absent, if_match, root = spec_columns
             precondition = Precondition(bool(if_absent), if_match)
-            spec = UploadSpec(upload_id, user, RemoteName(name), size, mtime_ns, bool(executable), precondition, root)
+            spec = UploadSpec(upload_id, user, parse_name(name), size, mtime_ns, bool(executable), precondition, root)
             # A commit that was under way when the process died has ended: the upload is open, or finished.
             self._insert(OpenUpload(spec, generation, UploadState.OPEN, touched_at))
         for upload_id, segment, digest in self._database.execute("SELECT upload, segment, digest FROM sealed"):

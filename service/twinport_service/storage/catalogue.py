@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NamedTuple
 
-from twinport_protocol.names import RemoteName
+from twinport_protocol.names import parse_name
 from twinport_protocol.segments import Manifest
 
 from .contract import Published
@@ -268,7 +268,7 @@ class Catalogue:
                 " WHERE upload = ? AND published_at >= ? AND id <= (SELECT id FROM settled)",
                 (upload_id, int(self._now()) - FINISHED_SECONDS),
             ).fetchone()
-        return None if found is None else Published(upload_id, RemoteName(found[0]), *found[1:])
+        return None if found is None else Published(upload_id, parse_name(found[0]), *found[1:])
 
     def recorded(self, upload_ids: Collection[bytes]) -> set[bytes]:
         """Those uploads that have a row, whether or not it became a file."""
