@@ -17,6 +17,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -78,6 +79,8 @@ def _load_libc() -> dict[str, Callable[..., int]]:
 
 
 _LIBC = _load_libc()
+_RENAMEAT2 = _LIBC.get("renameat2")
+_KERNEL = tuple(int(part) for part in re.findall(r"\d+", os.uname().release)[:2])
 
 
 def _call(name: str, *arguments: object) -> int:
@@ -117,8 +120,10 @@ class DiskDoor:
         """
         if self._has_openat2:
             resolve = _RESOLVE_BENEATH | _RESOLVE_NO_SYMLINKS | _RESOLVE_NO_MAGICLINKS
+            # O_NOFOLLOW would let O_DIRECTORY say ENOTDIR of a link; only O_PATH needs it, to open the link itself.
+            how = _OpenHow(flags | os.O_CLOEXEC | (os.O_NOFOLLOW if flags & O_PATH else 0), 0, resolve)
             try:
-                return _call("openat2", directory, os.fsencode(path), _OpenHow(flags | _NEVER_FOLLOW, 0, resolve))
+                return _call("openat2", directory, os.fsencode(path), how)
             except OSError as error:
                 # EPERM is how seccomp filters of container runtimes answer a call that they do not know.
                 if error.errno not in (errno.ENOSYS, errno.EPERM):
@@ -250,8 +255,13 @@ class DiskDoor:
         """Make a directory's names durable."""
         os.fsync(descriptor)
 
+    @property
+    def syncs_honestly(self) -> bool:
+        """Whether ``sync_file_system`` reports what could not be written: Linux does since 5.8."""
+        return "syncfs" in _LIBC and _KERNEL >= (5, 8)
+
     def sync_file_system(self, descriptor: int) -> None:
-        """Make everything on the file system durable; for recovery only, as it waits for strangers' bytes too."""
+        """Make everything on the file system durable, strangers' bytes as well."""
         try:
             _call("syncfs", descriptor)
         except OSError as error:
@@ -268,15 +278,15 @@ class DiskDoor:
     def rename_new(self, source: int, name: str, target: int, new_name: str) -> None:
         """Rename where nothing stands; ``EEXIST`` otherwise, decided atomically (but for directories without
         renameat2)."""
-        if self._has_renameat2:
-            try:
-                _call("renameat2", source, os.fsencode(name), target, os.fsencode(new_name), _RENAME_NOREPLACE)
+        if self._has_renameat2 and _RENAMEAT2 is not None:
+            # Called directly: this is done once for each small file.
+            if _RENAMEAT2(source, name.encode(), target, new_name.encode(), _RENAME_NOREPLACE) == 0:
                 return
-            except OSError as error:
-                if error.errno not in _UNSUPPORTED:
-                    raise
-                if error.errno == errno.ENOSYS:
-                    self._has_renameat2 = False
+            number = ctypes.get_errno()
+            if number not in _UNSUPPORTED:
+                raise OSError(number, os.strerror(number), new_name)
+            if number == errno.ENOSYS:
+                self._has_renameat2 = False
         self._link_new(source, name, target, new_name)
 
     def _link_new(self, source: int, name: str, target: int, new_name: str) -> None:

@@ -7,10 +7,10 @@
         manifests.db             manifests and finished uploads
         staging/00…3f/           uploads under way
 
-Everything on the way to a name is in one place each: :mod:`staging`, :mod:`flushing`, :mod:`publication`. Start: open
-the root, take the lock, open the database (the constructor; ``StorageError`` with a text for the operator), then
-``start``: decide the publications that a crash left open, drop stale staging, begin to take commits. ``close``
-finishes those.
+Everything on the way to a name is in one place each: :mod:`staging`, :mod:`small_files`, :mod:`staged_files`,
+:mod:`publication`. Start: open the root, take the lock, open the database (the constructor; ``StorageError`` with a
+text for the operator), then ``start``: decide the publications that a crash left open, drop stale staging, begin to
+take commits. ``close`` finishes those.
 
 A disk that is not mounted shows an empty directory. A storage that is known to have been used before should be opened
 with ``require_used``: it then refuses a root without the mark, instead of writing to the disk beneath.
@@ -45,11 +45,12 @@ from .contract import (
     VersionInfo,
 )
 from .disk_door import DiskDoor
-from .flushing import SmallFlusher, StagedFlusher
 from .listing import Listing
 from .manifests import Manifests
 from .naming import Naming
 from .publication import Commit, Publisher
+from .small_files import SmallFlusher
+from .staged_files import StagedFlusher
 from .staging import Staging, write_all
 from .tree import Identity, Tree
 from .troubles import (

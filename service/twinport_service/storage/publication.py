@@ -37,7 +37,7 @@ PURGE_SECONDS = 60.0
 _NOREPLACE_REFUSED = (errno.EEXIST, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK)
 
 
-@dataclass
+@dataclass(slots=True)
 class Commit:
     """One upload on its way to its name. ``verified`` is the identity of the version that ``if_match`` was found true
     of."""
@@ -53,6 +53,16 @@ class Commit:
     mtime_ns: int = 0
     inode: int = 0
     verified: Identity | None = None
+    is_told: bool = False
+
+    def describe(self, door: DiskDoor, fd: int) -> None:
+        """Set the mtime of the staging file, and note what the row will say of it."""
+        if self.spec.mtime_ns is not None:
+            door.set_mtime(fd, self.spec.mtime_ns)
+        facts = door.fstat(fd)
+        self.size = facts.st_size
+        self.mtime_ns = facts.st_mtime_ns
+        self.inode = facts.st_ino
 
     def published(self) -> Published:
         """What is told when it has its name."""
@@ -67,7 +77,10 @@ class Commit:
 
 
 def tell(commit: Commit, outcome: Published | Refusal) -> None:
-    """Call ``on_done``; it must not raise, and one that does must not stop the others."""
+    """Call ``on_done``, once; it must not raise, and one that does must not stop the others."""
+    if commit.is_told:
+        return
+    commit.is_told = True
     try:
         commit.on_done(outcome)
     except Exception:
@@ -177,7 +190,6 @@ class Publisher:
                     done = self._rename_all(first, ready, directories, refused)
                     ctime_ns = self._latest_ctime(done, directories)
             unknown = self._flush(done, directories)
-        batch.clear()  # from here each of them is answered exactly once
         for commit, outcome in refused:
             self._refuse(commit, outcome)
         if unknown is not None:

@@ -9,9 +9,11 @@ spread over ``directories`` subdirectories: see ``DiskDoor.spread_children`` for
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import re
 import threading
+import time
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
@@ -49,6 +51,7 @@ class Staging:
         self._health = health
         self._lock = threading.Lock()
         self._open: LeastRecentlyUsed[bytes, StagedFile] = LeastRecentlyUsed(open_files, self._let_go)
+        self._written_at = -math.inf
         self._serial = itertools.count()
         self._turn = itertools.count()
         door.spread_children(directory_fd)
@@ -104,6 +107,7 @@ class Staging:
         staged = self.acquire(upload_id)
         try:
             staged.was_written = True
+            self._written_at = time.monotonic()
             start = segment * staged.segment_bytes + offset
             if start + len(data) > staged.size:
                 raise Refusal(ErrorCode.BAD_REQUEST, "a piece beyond the end of the file")
@@ -166,6 +170,11 @@ class Staging:
         except OSError as error:
             raise refusal_of(error) from None
         return True
+
+    @property
+    def rest_seconds(self) -> float:
+        """How long no large upload has been written to."""
+        return time.monotonic() - self._written_at
 
     def next_directory(self) -> int:
         """The directory for the next batch of small files."""

@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -176,5 +176,8 @@ def sweep(root: Path, calls: int) -> None:
 
 
 if __name__ == "__main__":
-    run: Callable[[Path, int], None] = {"commit": commit, "sweep": sweep}[sys.argv[1]]
-    run(Path(sys.argv[2]), int(sys.argv[3]))
+    mode, under, number = sys.argv[1:]
+    if mode == "sweep":
+        sweep(Path(under), int(number))
+    else:
+        commit(Path(under), int(number))
