@@ -11,6 +11,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
@@ -24,6 +25,7 @@ from twinport_protocol.frames import (
     HEADER,
     HEADER_BYTES,
     LAST,
+    WHOLE_CHANNEL,
     AckStatus,
     FrameType,
     Header,
@@ -48,6 +50,7 @@ Address = tuple[str, int]
 ANSWER_SECONDS = 5.0
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _WITH_BODY = frozenset({FrameType.SEG, FrameType.MANIFEST_IS, FrameType.HAVE_IS})
+_T = TypeVar("_T")
 _ClientT = TypeVar("_ClientT", bound="_Raw")
 
 
@@ -337,8 +340,10 @@ class RawChannel(_Raw):
         return Answer(kind, header.status, header.flags, header.attachment, header.segment, header.offset, body)
 
     def acknowledged(self) -> int | ErrorCode:
-        """The next frame, which must be an ACK: its ``AckStatus``, or its error."""
+        """The next ACK: its ``AckStatus``, or its error. The FAIL of an attachment may come before it."""
         answer = self.answer()
+        while answer.type is FrameType.FAIL and answer.attachment != WHOLE_CHANNEL:
+            answer = self.answer()
         assert answer.type is FrameType.ACK, answer
         return answer.code or AckStatus(answer.status)
 
@@ -448,3 +453,9 @@ def many(clients: Sequence[_Raw]) -> Iterator[None]:
         for client in clients:
             with suppress(OSError):
                 client.close()
+
+
+def run_all(functions: Sequence[Callable[[], _T]]) -> list[_T]:
+    """Run all at once, each in a thread of its own; their results, or what one of them raised."""
+    with ThreadPoolExecutor(len(functions)) as threads:
+        return [future.result() for future in [threads.submit(function) for function in functions]]
