@@ -16,6 +16,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NamedTuple
 
@@ -30,6 +31,7 @@ FORMAT_VERSION = 1
 FINISHED_SECONDS = 24 * 3600
 PURGE_ROWS = 5000
 _IN_CHUNK = 500
+_SPANS = 16
 _SCHEMA = """
 CREATE TABLE publications (
     id INTEGER PRIMARY KEY, path TEXT, upload BLOB, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, ctime_ns INTEGER,
@@ -105,6 +107,8 @@ class Catalogue:
         self._read_lock = threading.Lock()
         self._chores: list[tuple[str, tuple[object, ...]]] = []
         self._unsettled: dict[bytes, Published] = {}
+        self._spans: deque[tuple[int, int, int]] = deque(maxlen=_SPANS)
+        """Of the last batches: first id, last id, ctime; for rows that were read before they were settled."""
         self._swept_id = 0
         self._writer = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         try:
@@ -179,6 +183,7 @@ class Catalogue:
                 ("UPDATE publications SET ctime_ns = ? WHERE id BETWEEN ? AND ?", (ctime_ns, first, last))
             )
             self._chores.append(("UPDATE settled SET id = max(id, ?)", (last,)))
+            self._spans.append((first, last, ctime_ns))
             self._unsettled.update((outcome.upload_id, outcome) for outcome in published)
 
     def drop_later(self, row_ids: Iterable[int]) -> None:
@@ -243,7 +248,7 @@ class Catalogue:
                 f"SELECT {_COLUMNS} FROM publications WHERE path = ? ORDER BY id DESC LIMIT 1",  # noqa: S608
                 (path,),
             ).fetchone()
-        return None if found is None else Row(*found)
+        return None if found is None else self._timed(Row(*found))
 
     def current_of(self, paths: Sequence[str]) -> dict[str, Row]:
         """The newest rows of many paths, by path."""
@@ -253,8 +258,16 @@ class Catalogue:
             marks = ",".join("?" * len(chunk))
             query = f"SELECT {_COLUMNS} FROM publications WHERE path IN ({marks}) ORDER BY id"  # noqa: S608
             with self._read_lock:
-                newest.update((found[1], Row(*found)) for found in self._reader.execute(query, chunk))
+                newest.update((found[1], self._timed(Row(*found))) for found in self._reader.execute(query, chunk))
         return newest
+
+    def _timed(self, row: Row) -> Row:
+        """The row with the ctime that the next transaction will give it."""
+        if row.ctime_ns is None:
+            for first, last, ctime_ns in tuple(self._spans):
+                if first <= row.id <= last:
+                    return row._replace(ctime_ns=ctime_ns)
+        return row
 
     def finished(self, upload_id: bytes) -> Published | None:
         """What an upload of the last 24 h is known to have published."""

@@ -125,7 +125,7 @@ class SmallFlusher:
                 written.append((commit, fd))
             except (OSError, Refusal) as error:
                 self._refuse(commit, error)
-        if not is_together:
+        if not is_together or not written:
             return self._flush_each(written)
         try:
             self._flush_together(directory)

@@ -211,9 +211,11 @@ class Staging:
         """A descriptor leaves the cache: with it would go the kernel's word about failed writes, so ask for it now."""
         del upload_id
         try:
-            if staged.was_written:
-                self._door.fsync(staged.descriptor.fd)
-            staged.descriptor.release()
+            try:
+                if staged.was_written:
+                    self._door.fsync(staged.descriptor.fd)
+            finally:
+                staged.descriptor.release()
         except OSError as error:
             self._health.fail("flushing an upload", error)
 

@@ -72,7 +72,7 @@ class FaultyDoor(DiskDoor):
 
     def __getattribute__(self, name: str) -> Any:
         value = super().__getattribute__(name)
-        if name.startswith("_") or name not in DiskDoor.__dict__:
+        if name.startswith("_") or name not in DiskDoor.__dict__ or not callable(value):
             return value
         enter: Callable[[str, object], None] = super().__getattribute__("_enter")
 
