@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import secrets
 import socket
 import threading
 from collections.abc import Callable
@@ -11,12 +12,15 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from twinport_protocol.frames import AckStatus
 from twinport_protocol.names import parse_name
 from twinport_service.classic_transfer import open_upload
 from twinport_service.ledger_memory import MemoryLedger
 from twinport_service.storage.contract import UploadSpec
 from twinport_service.storage.local import LocalStorage
 from twinport_service.uploads import UploadDesk
+
+from tests.service.raw_client import RawChannel, RawControl, fetch_file, send_file
 
 from .harness import PATIENT, RunningPlane, running_plane
 from .oracle import ClassicOracle, assert_reply, wait_until
@@ -139,16 +143,17 @@ def test_the_log_speaks_the_reports_words(server: RunningPlane) -> None:
 
 
 def test_fifty_at_once_from_one_address(root: Path, outside: Path) -> None:
-    """Mixed directions, distinct contents: nobody may ever get another's bytes."""
-    clients = 50
+    """Mixed directions, distinct contents, and clients of the other dialect between: nobody may get another's bytes."""
+    clients, others = 50, 10
     stored = {f"shared/{number}": content_of(20_000 + number * 3001, 1) for number in range(clients)}
+    foreign = {f"other/{number}": content_of(5000 + number * 70_001, 3) for number in range(others)}
     own = {f"own/{number}": content_of(1000 + number * 9001, 2) for number in range(clients)}
     with running_plane(LocalStorage(root), PATIENT) as server:
         oracle = ClassicOracle(server, root, outside)
         with server.client() as client:
             for name, content in stored.items():
                 client.upload(name, content)
-        barrier = threading.Barrier(clients)
+        barrier = threading.Barrier(clients + others)
 
         def work(number: int) -> None:
             with server.client(timeout=60) as client:
@@ -166,11 +171,23 @@ def test_fifty_at_once_from_one_address(root: Path, outside: Path) -> None:
         def check(client: ReferenceClient, name: str) -> None:
             assert client.download(name) == stored[name]
 
-        together(*(partial(work, number) for number in range(clients)))
+        def work_otherwise(number: int) -> None:
+            address = (server.host, server.control_port)  # where channels go while the data port is classic
+            with RawControl(address, timeout_seconds=60) as control, RawChannel(address) as channel:
+                barrier.wait(30)
+                name = f"other/{number}"
+                assert send_file(control, channel, name, foreign[name], secrets.token_bytes(16)) is AckStatus.COMMITTED
+                assert fetch_file(control, channel, f"shared/{number}") == stored[f"shared/{number}"]
+                assert fetch_file(control, channel, name) == foreign[name]
+
+        together(
+            *(partial(work, number) for number in range(clients)),
+            *(partial(work_otherwise, number) for number in range(others)),
+        )
         with server.client() as client:
-            for name, content in own.items():
+            for name, content in (own | foreign).items():
                 assert client.download(name) == content
-        oracle.check([*stored.values(), *own.values()])
+        oracle.check([*stored.values(), *own.values(), *foreign.values()])
 
 
 def test_transfers_run_side_by_side(server: RunningPlane) -> None:
