@@ -1,19 +1,21 @@
 """The command ``twinport``. Only :func:`main` prints errors and decides the exit code; the library raises.
 
-    0 ok   1 some failed   2 usage   3 not found   4 login   5 network   6 quota or disk   7 integrity   8 denied   9
-    busy 130 interrupted
+0 ok, 1 some failed, 2 usage, 3 not found, 4 login, 5 network, 6 quota or disk, 7 integrity, 8 denied, 9 busy,
+130 interrupted.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import click
 
 from twinport.errors import InterruptError, TwinportError
 
-from .context import INTERRUPTED, Settings
+from .context import DEFAULT_HOST, INTERRUPTED, Settings, settings_from, shared_options
 from .names import ls, mkdir, mv, rm, stat, verify
 from .transfers import get, put
 
@@ -28,30 +30,22 @@ def _print_version(context: click.Context, _: click.Parameter, wanted: bool) -> 
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option(
-    "--host",
-    metavar="HOST[:PORT]",
-    envvar="TWINPORT_HOST",
-    default="127.0.0.1:5001",
-    show_default=True,
-    help="The server; IPv6 numbers go in brackets. Also from TWINPORT_HOST.",
-)
-@click.option("--channels", type=click.IntRange(1, 64), default=4, show_default=True, help="Data connections at most.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress, no notes; errors only.")
+@shared_options
 @click.option(
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Print the version."
 )
 @click.pass_context
-def cli(context: click.Context, host: str, channels: int, quiet: bool) -> None:
+def cli(context: click.Context, /, **given: Any) -> None:
     """Move files to and from a twinportd: verified, resumable, many at once.
 
-    Interrupted? Run the same command again: only what is missing travels.
+    Interrupted? Run the same command again: only what is missing travels. The options --host, --channels, -q and
+    --json may stand before or after the command.
 
     \b
     Example:
       twinport --host files.example.org put -r photos --to backup
     """
-    context.obj = Settings(host, channels, quiet)
+    context.obj = settings_from(Settings(os.environ.get("TWINPORT_HOST") or DEFAULT_HOST), given)
 
 
 for _command in (put, get, ls, stat, rm, mv, mkdir, verify):
@@ -76,8 +70,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         click.echo(INTERRUPTED, err=True)
         return InterruptError.exit_code
     except click.ClickException as error:
-        error.show()
-        return error.exit_code
+        return _show_usage(error)
     except TwinportError as error:
         click.echo(f"twinport: {error.message}", err=True)
         return error.exit_code
@@ -88,3 +81,16 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         click.echo(f"twinport: {error}", err=True)
         return 1
+
+
+def _show_usage(error: click.ClickException) -> int:
+    """One line that says what is wrong and where to read on; the whole help where nothing at all was asked for."""
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    if context is None or type(error).__name__ == "NoArgsIsHelpError":  # since click 8.2
+        error.show()
+        return error.exit_code
+    text = error.format_message().rstrip(".")
+    if isinstance(error, click.NoSuchOption):
+        text += " (names that begin with a dash go after --)"
+    click.echo(f"twinport: {text}; see {context.command_path} --help", err=True)
+    return error.exit_code

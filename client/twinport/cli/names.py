@@ -9,12 +9,10 @@ import click
 
 from twinport.errors import PartialFailureError, TwinportError, shared_exit_code
 
-from .context import Settings
+from .context import Settings, with_settings
 
 if TYPE_CHECKING:
     from twinport.client import RemoteEntry
-
-_AS_JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object per line.")
 
 
 def _facts(entry: RemoteEntry) -> dict[str, Any]:
@@ -28,13 +26,12 @@ def _facts(entry: RemoteEntry) -> dict[str, Any]:
     }
 
 
-@click.command()
+@click.command(short_help="List what is on the server.")
 @click.argument("prefix", default="", metavar="[PREFIX]")
 @click.option("-r", "--recursive", is_flag=True, help="All files below, and the empty directories.")
 @click.option("-l", "--long", "is_long", is_flag=True, help="Size and time too.")
-@_AS_JSON
-@click.pass_obj
-def ls(settings: Settings, prefix: str, recursive: bool, is_long: bool, as_json: bool) -> None:
+@with_settings
+def ls(settings: Settings, prefix: str, recursive: bool, is_long: bool) -> None:
     """List what is on the server, in the order of the bytes of the names. Directories end in a slash.
 
     \b
@@ -48,7 +45,7 @@ def ls(settings: Settings, prefix: str, recursive: bool, is_long: bool, as_json:
 
     with settings.connect() as client:
         for entry in client.list(prefix, recursive=recursive):
-            if as_json:
+            if settings.as_json:
                 click.echo(json.dumps(_facts(entry), ensure_ascii=False))
             elif is_long:
                 size = "-" if entry.is_directory else format_bytes(entry.size)
@@ -57,11 +54,10 @@ def ls(settings: Settings, prefix: str, recursive: bool, is_long: bool, as_json:
                 click.echo(show(entry.key))
 
 
-@click.command()
+@click.command(short_help="Say what a name is on the server.")
 @click.argument("name")
-@_AS_JSON
-@click.pass_obj
-def stat(settings: Settings, name: str, as_json: bool) -> None:
+@with_settings
+def stat(settings: Settings, name: str) -> None:
     """Say what NAME is on the server.
 
     \b
@@ -74,7 +70,7 @@ def stat(settings: Settings, name: str, as_json: bool) -> None:
 
     with settings.connect() as client:
         entry = client.stat(name)
-    if as_json:
+    if settings.as_json:
         click.echo(json.dumps(_facts(entry), ensure_ascii=False))
         return
     click.echo(f"name  {show(entry.key)}")
@@ -87,10 +83,10 @@ def stat(settings: Settings, name: str, as_json: bool) -> None:
         click.echo(f"root  {entry.root.hex()}")
 
 
-@click.command()
+@click.command(short_help="Remove files and directories from the server.")
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
 @click.option("-r", "--recursive", is_flag=True, help="Directories with all in them.")
-@click.pass_obj
+@with_settings
 def rm(settings: Settings, names: tuple[str, ...], recursive: bool) -> int:
     """Remove files and empty directories from the server; with -r directories and all in them.
 
@@ -99,21 +95,26 @@ def rm(settings: Settings, names: tuple[str, ...], recursive: bool) -> int:
       twinport rm -r backup/2019
     """
     errors: list[TwinportError] = []
+    outcomes: list[dict[str, Any]] = []
     with settings.connect() as client:
         for name in names:
             try:
-                client.delete(name, recursive=recursive)
+                outcomes.append({"name": name, "removed": client.delete(name, recursive=recursive)})
             except TwinportError as error:
                 click.echo(f"twinport: {error.message}", err=True)
                 errors.append(error)
+                outcomes.append({"name": name, "removed": 0, "code": error.code, "message": error.message})
+    if settings.as_json:
+        for outcome in outcomes:
+            click.echo(json.dumps(outcome))
     return shared_exit_code(errors) if len(errors) == len(names) else min(len(errors), PartialFailureError.exit_code)
 
 
-@click.command()
+@click.command(short_help="Rename a file or directory on the server.")
 @click.argument("source")
 @click.argument("target")
 @click.option("--no-replace", is_flag=True, help="Refuse to replace a file that is there.")
-@click.pass_obj
+@with_settings
 def mv(settings: Settings, source: str, target: str, no_replace: bool) -> None:
     """Rename a file or directory on the server. TARGET is the whole new name.
 
@@ -123,11 +124,13 @@ def mv(settings: Settings, source: str, target: str, no_replace: bool) -> None:
     """
     with settings.connect() as client:
         client.move(source, target, if_absent=no_replace)
+    if settings.as_json:
+        click.echo(json.dumps({"from": source, "to": target}))
 
 
-@click.command()
+@click.command(short_help="Make a directory on the server.")
 @click.argument("name")
-@click.pass_obj
+@with_settings
 def mkdir(settings: Settings, name: str) -> None:
     """Make a directory on the server, with its parents.
 
@@ -137,12 +140,14 @@ def mkdir(settings: Settings, name: str) -> None:
     """
     with settings.connect() as client:
         client.mkdir(name)
+    if settings.as_json:
+        click.echo(json.dumps({"name": name}))
 
 
-@click.command()
+@click.command(short_help="Compare a file on the server with a local one.")
 @click.argument("name")
 @click.argument("path", type=click.Path())
-@click.pass_obj
+@with_settings
 def verify(settings: Settings, name: str, path: str) -> None:
     """Compare the file NAME on the server with the local file PATH, by their digests: no bytes travel. Exit code 7 if
     they differ.
@@ -153,5 +158,7 @@ def verify(settings: Settings, name: str, path: str) -> None:
     """
     with settings.connect() as client:
         root = client.verify(name, path)
-    if not settings.quiet:
+    if settings.as_json:
+        click.echo(json.dumps({"name": name, "path": path, "root": root.hex()}))
+    elif not settings.quiet:
         click.echo(f"same  {root.hex()}")

@@ -10,7 +10,7 @@ import click
 
 from twinport.errors import shared_exit_code
 
-from .context import Settings
+from .context import Settings, with_settings
 
 if TYPE_CHECKING:
     from twinport.report import TransferReport
@@ -24,11 +24,8 @@ if TYPE_CHECKING:
 @click.option("-r", "--recursive", is_flag=True, help="Directories with all in them.")
 @click.option("--follow", is_flag=True, help="Follow symbolic links that stay inside the tree.")
 @click.option("--no-replace", is_flag=True, help="Refuse to replace a file that is there.")
-@click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
-@click.pass_obj
-def put(
-    settings: Settings, paths: tuple[str, ...], to: str, recursive: bool, follow: bool, no_replace: bool, as_json: bool
-) -> int:
+@with_settings
+def put(settings: Settings, paths: tuple[str, ...], to: str, recursive: bool, follow: bool, no_replace: bool) -> int:
     """Send files to the server, each under its own name.
 
     When this exits with 0, every file is on the server's stable storage, verified end to end. What an interrupted run
@@ -55,16 +52,15 @@ def put(
             )
         finally:
             observer.clear()
-    return _finish(settings, observer, report, "sent", as_json)
+    return _finish(settings, observer, report, "sent")
 
 
 @click.command()
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
 @click.option("-o", "--output", metavar="PATH", type=click.Path(), help="Where to, or what to call the one copy.")
 @click.option("-r", "--recursive", is_flag=True, help="Directories with all in them.")
-@click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
-@click.pass_obj
-def get(settings: Settings, names: tuple[str, ...], output: str | None, recursive: bool, as_json: bool) -> int:
+@with_settings
+def get(settings: Settings, names: tuple[str, ...], output: str | None, recursive: bool) -> int:
     """Fetch files from the server.
 
     Without -o into the current directory. With one NAME, -o names the copy (for a file: unless PATH is a directory or
@@ -89,13 +85,11 @@ def get(settings: Settings, names: tuple[str, ...], output: str | None, recursiv
             )
         finally:
             observer.clear()
-    return _finish(settings, observer, report, "fetched", as_json)
+    return _finish(settings, observer, report, "fetched")
 
 
-def _finish(
-    settings: Settings, observer: TerminalObserver, report: TransferReport, verb: str, as_json: bool
-) -> int:
-    if as_json:
+def _finish(settings: Settings, observer: TerminalObserver, report: TransferReport, verb: str) -> int:
+    if settings.as_json:
         outcome = {
             "files": report.files_done,
             "files_kept": report.files_kept,
