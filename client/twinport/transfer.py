@@ -21,7 +21,7 @@ from twinport_protocol.messages import Reply
 from .backoff import Backoff
 from .data_channel import SILENT_SECONDS, DataChannel
 from .engine import Engine, EventKind, Request
-from .errors import BusyError, InterruptError, NetworkError, TwinportError
+from .errors import BusyError, InterruptError, NetworkError, ServerProtocolError, TwinportError
 from .lane import Lane
 from .report import Observer
 from .session import Session
@@ -32,6 +32,8 @@ CHANNEL_BYTES = 4 * 1024 * 1024
 FEED_ITEMS = 64
 TICK_SECONDS = 0.1
 IDLE_TICK_SECONDS = 1.0
+MAX_NONSENSE = 4
+"""Channels that end because the server broke the protocol: it will not mend itself."""
 
 
 class Transfer:
@@ -72,6 +74,7 @@ class Transfer:
         self._channel_due = 0.0
         self._moved_at = clock()
         self._mark: tuple[int, int] = (0, 0)
+        self._nonsense = 0
 
     # the caller's thread ---------------------------------------------------------------------------------------------
 
@@ -174,7 +177,8 @@ class Transfer:
         if link_error is not None or (lost is not None and self._session.link.is_draining):
             self._regain(link_error or (lost and lost.error) or NetworkError("the server is stopping"))
         elif lost is not None and lost.error is not None:
-            if self._clock() - self._moved_at > self._patience_seconds:
+            self._nonsense += isinstance(lost.error, ServerProtocolError)
+            if self._nonsense >= MAX_NONSENSE or self._clock() - self._moved_at > self._patience_seconds:
                 raise lost.error
             self._channel_due = self._clock() + self._channel_backoff.next_seconds()
         self._open_channels()
