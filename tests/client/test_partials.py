@@ -1,0 +1,189 @@
+"""Partials and the tree that they stand in."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from twinport import errors
+from twinport.flusher import Flusher
+from twinport.partials import Partial, partial_name
+from twinport.target_tree import TargetTree
+from twinport_protocol.segments import MIN_SEGMENT_BYTES
+
+SIZE = 2 * MIN_SEGMENT_BYTES + 3
+ROOT = bytes(range(32))
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Iterator[TargetTree]:
+    """A tree below a directory that does not exist yet."""
+    made = TargetTree(str(tmp_path / "made" / "target"))
+    yield made
+    made.close()
+
+
+def test_claims_survive_and_those_of_another_version_do_not(tree: TargetTree) -> None:
+    partial = Partial(tree, "a/file")
+    assert partial.begin(SIZE, ROOT) == [0, 0, 0]
+    partial.write(memoryview(b"x" * 100), MIN_SEGMENT_BYTES)
+    partial.claim(1, 100)
+    partial.claim(2, 10**9)
+    partial.close()
+
+    partial = Partial(tree, "a/file")
+    assert not partial.is_fresh
+    assert partial.begin(SIZE, ROOT) == [0, 100, 3]  # a claim beyond the segment is cut
+    partial.close()
+
+    partial = Partial(tree, "a/file")
+    assert partial.begin(SIZE, bytes(32)) == [0, 0, 0]
+    partial.close()
+    partial = Partial(tree, "a/file")
+    assert partial.begin(SIZE + 1, bytes(32)) == [0, 0, 0]
+    partial.close()
+
+
+def test_a_partial_is_worked_on_by_one_only(tree: TargetTree) -> None:
+    partial = Partial(tree, "file")
+    with pytest.raises(errors.BusyError, match="another program is fetching it"):
+        Partial(tree, "file")
+    partial.close()
+    Partial(tree, "file").close()
+
+
+@pytest.mark.parametrize("name", ["x" * 255, "é" * 127, "y" * 240, "z" * 241])
+def test_a_long_name_has_a_partial_too(tree: TargetTree, tmp_path: Path, name: str) -> None:
+    assert len(partial_name(name).encode()) <= 255
+    partial = Partial(tree, name)
+    partial.write_whole(b"data")
+    partial.seal(4, 7, executable=True)
+    partial.publish()
+    partial.close()
+    path = tmp_path / "made/target" / name
+    assert path.read_bytes() == b"data"
+    assert path.stat().st_mtime_ns == 7
+    assert os.access(path, os.X_OK)
+
+
+def test_more_than_the_disk_holds_is_refused_before_a_byte(tree: TargetTree, tmp_path: Path) -> None:
+    partial = Partial(tree, "file")
+    with pytest.raises(errors.SpaceError, match="the disk has less free"):
+        partial.begin(2**61, ROOT)
+    partial.close()
+
+
+def test_a_small_partial_that_was_left_is_overwritten(tree: TargetTree, tmp_path: Path) -> None:
+    partial = Partial(tree, "file")
+    partial.write_whole(b"longer than the new content")
+    partial.close()
+    partial = Partial(tree, "file", executable=True)
+    partial.write_whole(b"new")
+    partial.seal(3, 0, executable=True)
+    partial.publish()
+    partial.close()
+    assert (tmp_path / "made/target/file").read_bytes() == b"new"
+    assert os.access(tmp_path / "made/target/file", os.X_OK)
+
+
+def test_directories_beyond_the_cache_stay_reachable(tmp_path: Path) -> None:
+    tree = TargetTree(str(tmp_path), max_cached=4)
+    held = [tree.hold(f"{number}/below") for number in range(20)]
+    assert len({directory.descriptor for directory in held}) == 20
+    for directory in held:
+        os.fstat(directory.descriptor)
+        tree.release(directory)
+    for number in range(20):
+        tree.release(tree.hold(f"{number}/below/more"))
+    tree.sync_made()
+    tree.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(map(str, range(20)))
+
+
+def test_a_root_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(errors.TwinportError, match="cannot write to"):
+        TargetTree(str(tmp_path / "file"))
+    with pytest.raises(errors.NotFoundError, match="cannot write to"):
+        TargetTree(str(tmp_path / "file" / "below"))
+
+
+class Outcomes:
+    """Collects what a flusher reports."""
+
+    def __init__(self) -> None:
+        self.all: dict[Any, errors.TwinportError | None] = {}
+
+    def __call__(self, outcomes: list[tuple[Any, errors.TwinportError | None]]) -> None:
+        self.all.update(outcomes)
+
+
+def sealed(tree: TargetTree, name: str, data: bytes) -> Partial:
+    """A partial that is ready to be published."""
+    partial = Partial(tree, name)
+    partial.write_whole(data)
+    partial.seal(len(data), 0, executable=False)
+    return partial
+
+
+@pytest.mark.parametrize("count", [1, 20, 300])
+def test_a_flusher_publishes_everything_and_closes_it(tree: TargetTree, tmp_path: Path, count: int) -> None:
+    outcomes = Outcomes()
+    flusher = Flusher(tree, outcomes)
+    flusher.start()
+    for number in range(count):
+        flusher.add(number, sealed(tree, f"d{number % 3}/{number}", str(number).encode()))
+    flusher.close()
+    assert outcomes.all == dict.fromkeys(range(count))
+    assert all((tmp_path / f"made/target/d{n % 3}/{n}").read_bytes() == str(n).encode() for n in range(count))
+
+
+@pytest.mark.parametrize("count", [1, 20])
+def test_nothing_is_published_whose_flush_failed(
+    tree: TargetTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    outcomes = Outcomes()
+    flusher = Flusher(tree, outcomes)
+    partials = [sealed(tree, str(number), b"x") for number in range(count)]
+    failing = {partial.descriptor for partial in partials}
+    real_fsync = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if descriptor in failing:
+            raise OSError(5, "Input/output error")
+        real_fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr("twinport.flusher._find_syncfs", lambda: lambda descriptor: False)
+    for number, partial in enumerate(partials):
+        flusher.add(number, partial)
+    flusher.flush()
+    assert [type(error) for error in outcomes.all.values()] == [errors.SourceError] * count
+    assert os.listdir(tmp_path / "made/target") == []
+
+
+def test_contents_are_flushed_before_names_and_names_before_success(
+    tree: TargetTree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+    real_fsync, real_rename = os.fsync, os.rename
+
+    def fsync(descriptor: int) -> None:
+        steps.append("directory" if os.path.isdir(f"/proc/self/fd/{descriptor}") else "content")
+        real_fsync(descriptor)
+
+    def rename(*names: Any, **directories: Any) -> None:
+        steps.append("rename")
+        real_rename(*names, **directories)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "rename", rename)
+    flusher = Flusher(tree, lambda outcomes: steps.append("done"))
+    flusher.add(1, sealed(tree, "sub/file", b"x"))
+    flusher.flush()
+    assert steps[:2] == ["content", "rename"]
+    assert steps[-1] == "done"
+    assert steps[2:-1].count("directory") >= 3  # the new directory, its parent, and the one renamed in
