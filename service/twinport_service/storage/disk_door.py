@@ -34,6 +34,8 @@ _SYNC_FILE_RANGE_WAIT_AFTER = 4
 _FS_IOC_GETFLAGS = 0x80086601
 _FS_IOC_SETFLAGS = 0x40086602
 _FS_TOPDIR_FL = 0x00020000
+_STATFS_BYTES = 256  # more than any architecture's struct statfs; its type is the first word
+_TMPFS_MAGIC = 0x01021994
 _EINTR_TRIES = 100
 
 O_PATH: int = getattr(os, "O_PATH", 0)
@@ -51,6 +53,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "fallocate": (ctypes.c_int, ctypes.c_int, _OFFSET, _OFFSET),
     "sync_file_range": (ctypes.c_int, _OFFSET, _OFFSET, ctypes.c_uint),
     "syncfs": (ctypes.c_int,),
+    "fstatfs": (ctypes.c_int, ctypes.c_void_p),
 }
 
 
@@ -194,24 +197,30 @@ class DiskDoor:
 
     # bytes -----------------------------------------------------------------------------------------------------------
 
-    def allocate(self, descriptor: int, size_bytes: int) -> None:
-        """Give a new file its size and its blocks; ``ENOSPC`` when they are not there.
+    def allocate(self, descriptor: int, size_bytes: int) -> bool:
+        """Give a new file its size, and its blocks: ``ENOSPC`` when they are not there.
 
-        Where the file system cannot allocate, the room is looked for and the size set: a promise then, not a fact.
+        False where only the size was set: the file system cannot allocate, or it is a tmpfs, where allocating touches
+        every page (0.25 s per GiB) for room that ``free_bytes`` tells as well.
         """
-        if size_bytes == 0:
-            return
-        if self._has_fallocate:
+        if size_bytes and self._has_fallocate and not self._is_tmpfs(descriptor):
             try:
                 _call("fallocate", descriptor, 0, 0, size_bytes)
-                return
+                return True
             except OSError as error:
                 if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS):
                     raise
                 self._has_fallocate = False
-        if self.free_bytes(descriptor) < size_bytes:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         os.ftruncate(descriptor, size_bytes)
+        return False
+
+    def _is_tmpfs(self, descriptor: int) -> bool:
+        facts = ctypes.create_string_buffer(_STATFS_BYTES)
+        try:
+            _call("fstatfs", descriptor, facts)
+        except OSError:
+            return False
+        return ctypes.c_long.from_buffer(facts).value == _TMPFS_MAGIC
 
     def write(self, descriptor: int, data: bytes | bytearray | memoryview, offset: int) -> int:
         """``pwrite``: how much was written."""

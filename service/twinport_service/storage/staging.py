@@ -8,6 +8,7 @@ spread over ``directories`` subdirectories: see ``DiskDoor.spread_children`` for
 
 from __future__ import annotations
 
+import errno
 import itertools
 import math
 import os
@@ -52,6 +53,7 @@ class Staging:
         self._lock = threading.Lock()
         self._open: LeastRecentlyUsed[bytes, StagedFile] = LeastRecentlyUsed(open_files, self._let_go)
         self._written_at = -math.inf
+        self._promised: dict[bytes, int] = {}
         self._serial = itertools.count()
         self._turn = itertools.count()
         door.spread_children(directory_fd)
@@ -94,13 +96,22 @@ class Staging:
             raise refusal_of(error) from None
         descriptor = SharedDescriptor(self._door.close, fd)
         try:
-            self._door.allocate(fd, size)
+            self._allocate(upload_id, fd, size)
         except OSError as error:
             descriptor.release()
             self.remove(upload_id)
             raise refusal_of(error) from None
         with self._lock:
             self._open.put(upload_id, StagedFile(descriptor, size, segment_size_for(size)))
+
+    def _allocate(self, upload_id: bytes, fd: int, size: int) -> None:
+        """Where no blocks can be had beforehand, count what the uploads under way are still going to need."""
+        if self._door.allocate(fd, size):
+            return
+        with self._lock:
+            if self._door.free_bytes(fd) - sum(self._promised.values()) < size:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._promised[upload_id] = size
 
     def write(self, upload_id: bytes, segment: int, offset: int, data: Buffer) -> None:
         """Write bytes of a segment and start their way to the disk. ``DiskFull`` and a failing disk drop the upload."""
@@ -113,6 +124,10 @@ class Staging:
                 raise Refusal(ErrorCode.BAD_REQUEST, "a piece beyond the end of the file")
             write_all(self._door, staged.descriptor.fd, data, start)
             end = start + len(data)
+            if self._promised:
+                with self._lock:
+                    if upload_id in self._promised:
+                        self._promised[upload_id] = max(0, self._promised[upload_id] - len(data))
             first, last = start // WRITE_BACK_BYTES, end // WRITE_BACK_BYTES
             if first != last:  # a piece of the walk to the disk is complete
                 count = (last - first) * WRITE_BACK_BYTES
@@ -188,6 +203,7 @@ class Staging:
         """Close an upload's descriptor; the error of ``close`` when this was the last holder."""
         with self._lock:
             staged = self._open.pop(upload_id)
+            self._promised.pop(upload_id, None)
         if staged is not None:
             staged.descriptor.release()
 

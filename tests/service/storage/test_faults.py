@@ -361,6 +361,25 @@ def test_real_disk_without_room(small_disk: Path) -> None:
         storage.close()
 
 
+def test_room_is_promised_once(small_disk: Path) -> None:
+    """A tmpfs allocates nothing beforehand: what is under way is counted, until it is written or given up."""
+    storage = LocalStorage(small_disk / "root", limits=Limits(staging_directories=4))
+    storage.start(())
+    try:
+        first, second, third = (make_spec(name, 5 * MIB) for name in ("first", "second", "third"))
+        storage.begin(first)
+        storage.begin(second)
+        with refused(ErrorCode.DISK_FULL):
+            storage.begin(third)
+        storage.put_piece(first.upload_id, 1, 0, 0, bytes(4 * MIB))
+        with refused(ErrorCode.DISK_FULL):
+            storage.begin(third)
+        storage.abort(second.upload_id)
+        storage.begin(third)
+    finally:
+        storage.close()
+
+
 def test_real_disk_without_inodes(small_disk: Path) -> None:
     storage = LocalStorage(small_disk / "root", limits=Limits(staging_directories=4))
     storage.start(())
