@@ -41,7 +41,10 @@ class ClassicLimits:
 
 
 class ClassicPlane:
-    """See the module. ``data_port`` is what clients are told; set it once the data port is bound."""
+    """See the module. ``data_port`` is what clients are told; set it once the data port is bound.
+
+    ``executor`` runs what waits for the storage, ``lister`` (the same unless given) its listings.
+    """
 
     def __init__(
         self,
@@ -50,6 +53,7 @@ class ClassicPlane:
         executor: Executor,
         limits: ClassicLimits | None = None,
         *,
+        lister: Executor | None = None,
         data_port: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -64,6 +68,7 @@ class ClassicPlane:
             desk=desk,
             decide=decide,
             executor=executor,
+            lister=lister or executor,
             turns=Turns(
                 limits.pairing,
                 waiting_per_address=limits.waiting_per_address,

@@ -37,11 +37,15 @@ class Gone(Refusal):
 
 @dataclass(frozen=True)
 class ClassicServices:
-    """What all sessions of a server share. ``executor`` runs what may wait for the storage for a moment."""
+    """What all sessions of a server share.
+
+    ``executor`` runs what may wait for the storage for a moment, ``lister`` listings, which may take long.
+    """
 
     desk: UploadDesk
     decide: Decide
     executor: Executor
+    lister: Executor
     turns: Turns
     threads: TransferThreads
     buffers: BufferPool
@@ -141,7 +145,7 @@ async def serve_list(talk: Conversation) -> None:
     services = talk.services
     require(services.decide, ANONYMOUS, Act.LIST, "")
     get_log().info(f"[LIST] Sending file list to {talk.peer}")
-    listing = await services.call(partial(collect_listing, services.storage))
+    listing = await asyncio.wrap_future(services.lister.submit(collect_listing, services.storage))
     try:
         chunk = listing_head(listing.count) + listing.read(LIST_CHUNK_BYTES)
         while chunk:

@@ -15,7 +15,7 @@ from twinport_protocol.names import parse_name
 
 from .storage.contract import Storage
 
-MEMORY_BYTES = 1024 * 1024
+MEMORY_BYTES = 64 * 1024
 PAGE_ENTRIES = 1000
 
 

@@ -31,7 +31,6 @@ from .classic_turns import Turn, address_of
 from .log import get_log, printable
 
 WRITE_BUFFER_BYTES = 64 * 1024
-_HALF_CLOSED = TransferRefusal(ErrorCode.BAD_STATE, "the control connection was closed before the transfer began")
 
 
 @dataclass(frozen=True)
@@ -120,7 +119,7 @@ class ClassicSession(asyncio.Protocol):
         self._ending = self._half_closed = True
         if self._turn is not None:
             # Hardly anybody closes one side and goes on; others wait for the turn that this one would only let pass.
-            self.services.turns.withdraw(self._turn, _HALF_CLOSED)
+            self.services.turns.withdraw(self._turn, _half_closed())
         self.advance()
         return True
 
@@ -221,7 +220,7 @@ class ClassicSession(asyncio.Protocol):
         if self._farewell is not None:
             raise self._farewell
         if self._half_closed:
-            raise _HALF_CLOSED
+            raise _half_closed()
 
     # the connection --------------------------------------------------------------------------------------------------
 
@@ -327,3 +326,7 @@ class ClassicSession(asyncio.Protocol):
             self.abort()
         else:
             self.say_farewell(ErrorCode.TIMEOUT)
+
+
+def _half_closed() -> TransferRefusal:
+    return TransferRefusal(ErrorCode.BAD_STATE, "the control connection was closed before the transfer began")

@@ -69,11 +69,7 @@ def receive_upload(data: DataConnection, desk: UploadDesk, opened: OpenedUpload,
         handle = desk.attach(opened.spec.upload_id, opened.generation, opened.spec.user)
         try:
             if opened.is_small:
-                content = bytearray(opened.spec.size)
-                with memoryview(content) as view:
-                    data.receive_exactly(view)
-                data.refuse_more()
-                whole = bytes(content)
+                whole = _receive_whole(data, opened.spec.size)
                 digest = digest_of(whole)
                 data.refuse_more()
                 handle.commit_whole(whole, digest, on_done)
@@ -91,6 +87,14 @@ def receive_upload(data: DataConnection, desk: UploadDesk, opened: OpenedUpload,
         raise
     finally:
         data.close()
+
+
+def _receive_whole(data: DataConnection, size: int) -> bytes:
+    content = bytearray(size)
+    with memoryview(content) as view:
+        data.receive_exactly(view)
+    data.refuse_more()
+    return bytes(content)
 
 
 def _receive_segments(data: DataConnection, handle: UploadHandle, buffers: BufferPool) -> bytes:
