@@ -14,7 +14,8 @@ import stat
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -24,7 +25,7 @@ from twinport_protocol.names import parse_name
 from .catalogue import Catalogue
 from .contract import Entry, Page
 from .disk_door import DiskDoor
-from .tree import Identity, Tree
+from .tree import Identity, Tree, split
 from .troubles import refusal_of
 
 SETTLE_NS = 100_000_000
@@ -64,17 +65,35 @@ class Listing:
             if stat.S_ISREG(facts.st_mode):
                 return Page(self._with_roots([_found(prefix, facts)]), False) if prefix > after else Page((), False)
         entries: list[tuple[Entry, Identity]] = []
-        for key in self._walk(prefix + "/" if prefix else "", after) if recursive else self._below(prefix, after):
-            try:
-                facts = self._tree.facts(key.rstrip("/"))
-            except OSError:
-                continue  # gone since the directory was read
-            if not (stat.S_ISDIR(facts.st_mode) if key.endswith("/") else stat.S_ISREG(facts.st_mode)):
-                continue  # something else since then
-            if len(entries) == limit:
-                return Page(self._with_roots(entries), True)
-            entries.append(_found(key.rstrip("/"), facts))
+        keys = self._walk(prefix + "/" if prefix else "", after) if recursive else self._below(prefix, after)
+        with closing(self._look_at(keys)) as looked_at:
+            for name, facts in looked_at:
+                if len(entries) == limit:
+                    return Page(self._with_roots(entries), True)
+                entries.append(_found(name, facts))
         return Page(self._with_roots(entries), False)
+
+    def _look_at(self, keys: Iterator[str]) -> Generator[tuple[str, os.stat_result], None, None]:
+        """Names and facts of what is still there; a directory is resolved once for all that follow each other in it."""
+        opened, directory = "", -1
+        try:
+            for key in keys:
+                name = key.rstrip("/")
+                parent, leaf = split(name)
+                try:
+                    if directory < 0 or parent != opened:
+                        if directory >= 0:
+                            self._door.drop(directory)
+                            directory = -1
+                        opened, directory = parent, self._tree.open_directory(parent)
+                    facts = self._door.stat_at(directory, leaf)
+                except OSError:
+                    continue  # gone since its directory was read
+                if stat.S_ISDIR(facts.st_mode) if key.endswith("/") else stat.S_ISREG(facts.st_mode):
+                    yield name, facts
+        finally:
+            if directory >= 0:
+                self._door.drop(directory)
 
     def entry(self, name: str) -> Entry:
         """See ``Storage.stat``."""
