@@ -21,6 +21,7 @@ from .log import get_log
 _ACCEPTS_IN_A_ROW = 64
 _BACKLOG = 1024
 _LOOK_AGAIN_SECONDS = 0.25
+_TCP_ESTABLISHED = 1
 _DISCARD_BYTES = 256 * 1024
 _HELLO = b"HELLO "
 
@@ -152,12 +153,14 @@ class Receptionist:
             visitor.timer.cancel()
         if now >= visitor.deadline:
             self._drop(visitor, ErrorCode.TIMEOUT)
+        elif not grew and _has_ended(visitor.sock):
+            self._drop(visitor, None)
         elif grew:
             visitor.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, seen_bytes + 1)
             self._loop.add_reader(visitor.sock.fileno(), self._look, visitor)
             visitor.timer = self._loop.call_at(visitor.deadline, self._drop, visitor, ErrorCode.TIMEOUT)
         else:
-            # Readable without being more: its end, or the kernel short of memory. It would be so again at once.
+            # Readable without being more: the system is short of memory. It would be so again at once.
             self._loop.remove_reader(visitor.sock.fileno())
             visitor.timer = self._loop.call_later(_LOOK_AGAIN_SECONDS, self._look, visitor)
 
@@ -204,6 +207,14 @@ class _Visitor:
         self.spoke = False
         self.seen_bytes = 0
         self.timer: asyncio.TimerHandle | None = None
+
+
+def _has_ended(sock: socket.socket) -> bool:
+    """Whether the client sends nothing more; what it sent stays readable, so only the state of the connection tells."""
+    try:
+        return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != _TCP_ESTABLISHED
+    except OSError:
+        return True
 
 
 def turn_away(sock: socket.socket, code: ErrorCode) -> None:
