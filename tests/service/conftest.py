@@ -23,21 +23,21 @@ from tests.service.raw_client import RawChannel, RawControl
 from tests.service.running_server import RunningServer
 
 SHORT_SECONDS = 0.3
+in_a_hurry = pytest.mark.parametrize("deadline_seconds", [SHORT_SECONDS], ids=["hurry"])
+"""For tests of deadlines: the server of the test gives its clients 0.3 s to greet and to attach."""
 KEYS = TicketKeys(bytes(range(16)), {7: bytes(range(32))}, 7)
 
 StartServer = Callable[..., RunningServer]
 MakeFoundation = Callable[[], Foundation]
 
 
-def short_settings(root: Path, **changes: object) -> Settings:
-    """Settings for tests: free ports, deadlines of 0.3 s, no classic dialect."""
+def settings_for(root: Path, **changes: object) -> Settings:
+    """Settings for tests: free ports, a short time to stop, no classic dialect."""
     values: dict[str, object] = {
         "root": root,
         "control_port": 0,
         "data_port": 0,
         "classic": False,
-        "greeting_seconds": SHORT_SECONDS,
-        "attach_seconds": SHORT_SECONDS,
         "drain_seconds": SHORT_SECONDS,
         **changes,
     }
@@ -78,20 +78,26 @@ def upload_id() -> Callable[[], bytes]:
 
 @pytest.fixture
 def start_server(root: Path, make_foundation: MakeFoundation) -> Iterator[StartServer]:
-    """Starts servers with short deadlines; ``changes`` are settings. All are stopped at the end."""
+    """Starts servers; ``changes`` are settings. All are stopped at the end."""
     with ExitStack() as stack:
 
         def start(foundation: Foundation | None = None, **changes: object) -> RunningServer:
-            settings = short_settings(root, **changes)
+            settings = settings_for(root, **changes)
             return stack.enter_context(RunningServer(settings, foundation or make_foundation()))
 
         yield start
 
 
 @pytest.fixture
-def server(start_server: StartServer) -> RunningServer:
-    """One server with short deadlines."""
-    return start_server()
+def deadline_seconds() -> float:
+    """How long a client may take to greet and to attach; see ``in_a_hurry``."""
+    return 5.0
+
+
+@pytest.fixture
+def server(start_server: StartServer, deadline_seconds: float) -> RunningServer:
+    """One server."""
+    return start_server(greeting_seconds=deadline_seconds, attach_seconds=deadline_seconds)
 
 
 @pytest.fixture

@@ -58,6 +58,14 @@ class ClosedError(Exception):
     """The server closed the connection where an answer was expected."""
 
 
+class RefusedError(Exception):
+    """A GET was answered with this code."""
+
+    def __init__(self, code: ErrorCode) -> None:
+        super().__init__(code.value)
+        self.code = code
+
+
 class _Raw:
     """A socket and what was read from it ahead of time."""
 
@@ -372,13 +380,14 @@ class RawChannel(_Raw):
             offset += len(piece)
 
     def get_all(self, attachment: int, segment: int, offset: int, length: int, flags: int = 0) -> bytes:
-        """GET and collect its SEG frames, which must be in order and without error."""
+        """GET and collect its SEG frames, which must be in order; ``RefusedError`` for one with an error."""
         self.get(attachment, segment, offset, length, flags)
         data = bytearray()
         while True:
             answer = self.answer()
             assert answer.type is FrameType.SEG
-            assert answer.code is None, answer.code
+            if answer.code is not None:
+                raise RefusedError(answer.code)
             assert answer.offset == offset + len(data)
             data += answer.body
             if answer.flags & LAST:

@@ -14,7 +14,7 @@ from twinport_protocol.messages import Verb
 from twinport_protocol.segments import MIN_SEGMENT_BYTES, digest_of
 from twinport_protocol.tickets import Action, Ticket, TicketKeys, decode_ticket, encode_ticket
 
-from tests.service.conftest import KEYS, StartServer
+from tests.service.conftest import KEYS, StartServer, in_a_hurry
 from tests.service.oracle import Oracle
 from tests.service.raw_client import (
     RawChannel,
@@ -299,6 +299,7 @@ def test_a_download_goes_on_when_its_attachment_is_detached_in_mid_answer(
 # unattached sockets ---------------------------------------------------------------------------------------------------
 
 
+@in_a_hurry
 def test_a_socket_that_does_not_attach_is_closed(server: RunningServer, oracle: Oracle) -> None:
     silent = RawChannel(server.data_address, magic=False)
     magic = RawChannel(server.data_address)
@@ -314,6 +315,7 @@ def test_a_socket_that_does_not_attach_is_closed(server: RunningServer, oracle: 
     oracle.check()
 
 
+@in_a_hurry
 def test_a_drip_of_frames_does_not_prolong_the_time_to_attach(server: RunningServer) -> None:
     with RawChannel(server.data_address) as channel:
         began = time.monotonic()

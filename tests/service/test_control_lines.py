@@ -12,7 +12,7 @@ from twinport_protocol.errors import ErrorCode
 from twinport_protocol.frames import AckStatus
 from twinport_protocol.messages import MAX_LINE_BYTES, ReplyKind, Verb
 
-from tests.service.conftest import StartServer
+from tests.service.conftest import StartServer, in_a_hurry
 from tests.service.oracle import Oracle
 from tests.service.raw_client import ClosedError, RawChannel, RawControl, await_true, many, send_file
 from tests.service.running_server import RunningServer
@@ -63,6 +63,7 @@ def test_anything_but_the_greeting_is_answered_and_closed(
 @pytest.mark.parametrize(
     "first", [b"", b"H", b"HELLO", b"HELLO 2 agent=", b"\x89TP", b"\x16\x03\x01\x02\x00\x01", b"x"]
 )
+@in_a_hurry
 def test_a_greeting_that_does_not_come_ends_in_timeout(server: RunningServer, oracle: Oracle, first: bytes) -> None:
     with RawControl(server.control_address, greet=False) as client:
         client.send(first)
@@ -82,6 +83,7 @@ def test_a_greeting_that_ends_in_the_middle_is_forgotten(server: RunningServer, 
     oracle.check()
 
 
+@in_a_hurry
 def test_a_drip_does_not_prolong_the_greeting(server: RunningServer, oracle: Oracle) -> None:
     with RawControl(server.control_address, greet=False) as client:
         began = time.monotonic()
@@ -104,6 +106,7 @@ def test_a_greeting_in_single_bytes_is_a_greeting(start_server: StartServer) -> 
         assert client.raw(b"1 PING").kind is ReplyKind.OK
 
 
+@in_a_hurry
 def test_a_greeted_session_may_be_silent_longer_than_a_greeting(server: RunningServer, control: RawControl) -> None:
     assert server.settings.greeting_seconds < 0.5
     assert not control.is_closed(within_seconds=0.9)
