@@ -43,7 +43,8 @@ class ClassicLimits:
 class ClassicPlane:
     """See the module. ``data_port`` is what clients are told; set it once the data port is bound.
 
-    ``executor`` runs what waits for the storage, ``lister`` (the same unless given) its listings.
+    ``executor`` runs what waits for the storage, ``lister`` its listings; ``on_count`` is called when a session came
+    or went.
     """
 
     def __init__(
@@ -53,7 +54,8 @@ class ClassicPlane:
         executor: Executor,
         limits: ClassicLimits | None = None,
         *,
-        lister: Executor | None = None,
+        lister: Executor,
+        on_count: Callable[[], None],
         data_port: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -62,13 +64,14 @@ class ClassicPlane:
         self._limits = limits
         self._desk = desk
         self._draining = False
+        self._on_count = on_count
         self._sessions: set[ClassicSession] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._services = ClassicServices(
             desk=desk,
             decide=decide,
             executor=executor,
-            lister=lister or executor,
+            lister=lister,
             turns=Turns(
                 limits.pairing,
                 waiting_per_address=limits.waiting_per_address,
@@ -147,13 +150,13 @@ class ClassicPlane:
 
     def _on_open(self, session: ClassicSession) -> None:
         self._sessions.add(session)
-        get_log().info(f"[ACTIVE CONNECTIONS] {len(self._sessions)}")
+        self._on_count()
         if self._draining:
             session.stop()
 
     def _on_close(self, session: ClassicSession) -> None:
         self._sessions.discard(session)
-        get_log().info(f"[ACTIVE CONNECTIONS] {len(self._sessions)}")
+        self._on_count()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

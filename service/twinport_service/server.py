@@ -94,7 +94,14 @@ class Server:
         settings = self._settings
         await self._loop.run_in_executor(self._executor, self._desk.recover)
         if settings.classic:
-            self._classic = ClassicPlane(self._desk, self._decide, self._executor, self._classic_limits())
+            self._classic = ClassicPlane(
+                self._desk,
+                self._decide,
+                self._executor,
+                self._classic_limits(),
+                lister=self._lister,
+                on_count=self._log_count,
+            )
             await self._loop.run_in_executor(self._executor, self._classic.recover)
         times = ChannelTimes(
             settings.attach_seconds, settings.stall_seconds, settings.idle_seconds, settings.drain_seconds
@@ -198,10 +205,15 @@ class Server:
     def _session_opened(self, session: ControlSession) -> None:
         self._sessions.add(session)
         self._empty.clear()
-        get_log().info(f"[ACTIVE CONNECTIONS] {len(self._sessions)}")
+        self._log_count()
+
+    def _log_count(self) -> None:
+        count = len(self._sessions) + (self._classic.sessions if self._classic else 0)
+        get_log().info(f"[ACTIVE CONNECTIONS] {count}")
 
     def _session_closed(self, session: ControlSession) -> None:
         self._sessions.discard(session)
+        self._log_count()
         if not self._sessions:
             self._empty.set()
 
@@ -240,6 +252,8 @@ class Server:
             get_log().warning("[STOP] At once")
             for session in list(self._sessions):
                 session.abort()
+            if self._classic is not None:
+                self._classic.close()
         await stop
 
     async def stop(self) -> None:
