@@ -28,6 +28,7 @@ from .data_channel import SILENT_SECONDS
 from .engine import Policy
 from .errors import (
     BusyError,
+    DeniedError,
     IntegrityError,
     NetworkError,
     NotFoundError,
@@ -254,7 +255,10 @@ class Client:
             return 1
         from .removal import delete_tree  # noqa: PLC0415  # rarely needed
 
-        return delete_tree(self.list, self._delete_one, _name(name))
+        try:
+            return delete_tree(self.list, self._delete_one, _name(name))
+        except NotFoundError as error:
+            raise NotFoundError(error.message.replace("cannot list", "cannot remove", 1), error.code) from None
 
     def _delete_one(self, name: str, options: dict[str, str] | None = None) -> None:
         tries: _Tries = []
@@ -286,7 +290,12 @@ class Client:
         """The root that the remote file and the local one have in common; ``IntegrityError`` if they differ."""
         from .sources import SourceChangedError, hash_file  # noqa: PLC0415  # hashing only where it is needed
 
-        size, root = _size_and_root(self._call(f"cannot verify {name}", Verb.DOWNLOAD, (_name(name),))[-1])
+        try:
+            size, root = _size_and_root(self._call(f"cannot verify {name}", Verb.DOWNLOAD, (_name(name),))[-1])
+        except DeniedError:
+            if self.stat(name).is_directory:
+                raise UsageError(f"cannot verify {name}: it is a directory; name the files in it") from None
+            raise
         try:
             local = hash_file(os.fspath(path))
         except OSError as error:

@@ -21,7 +21,7 @@ from twinport_protocol.segments import DIGEST_BYTES, MIN_SEGMENT_BYTES, Layout, 
 from twinport_protocol.tickets import decode_ticket
 
 from .engine import PASSING, EngineBase, Event, EventKind, Order, OrderKind, Policy, Request
-from .errors import IntegrityError, ServerProtocolError, TwinportError, refusal
+from .errors import IntegrityError, ServerProtocolError, TwinportError, UsageError, refusal
 from .report import Failure, TransferReport
 
 if TYPE_CHECKING:
@@ -153,6 +153,9 @@ class DownloadEngine(EngineBase):
                 self._outstanding -= 1
             job: DownloadJob = request.job
             if job.is_over or request.epoch != job.epoch or not reply.kind.ends_command:
+                continue
+            if request.step == "why":
+                self._looked(job, reply)
                 continue
             if reply.kind is ReplyKind.ERROR:
                 self._ask_refused(job, reply.code or ErrorCode.INTERNAL, reply.retry_seconds)
@@ -381,7 +384,18 @@ class DownloadEngine(EngineBase):
             job.active[order.segment] = order.offset
         self._trouble(job, code, None)
 
+    def _looked(self, job: DownloadJob, reply: Reply) -> None:
+        """Why a name was denied: people forget ``-r``."""
+        if reply.kind is ReplyKind.OK and reply.options.get("kind") == "d":
+            text = f"cannot fetch {job.name}: it is a directory; add -r (recursive=True) to fetch all in it"
+            self._fail(job, UsageError(text))
+        else:
+            self._trouble(job, ErrorCode.DENIED, None)
+
     def _ask_refused(self, job: DownloadJob, code: ErrorCode, retry_seconds: int | None) -> None:
+        if code is ErrorCode.DENIED:
+            self._again.append(Request(Verb.STAT, (job.name,), {}, "why", job, job.epoch))
+            return
         if code is ErrorCode.BUSY and not job.root and len(self._open) > 1:
             self._open.discard(job)
             self._open_limit = max(1, min(self._open_limit, len(self._open) + 1) // 2)

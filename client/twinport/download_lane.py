@@ -259,6 +259,8 @@ class DownloadLane(Lane):
                 with self._lock:
                     wanted = self._engine.opened(order, manifest, partial, claims)
             except BaseException:
+                if partial.is_fresh:  # nothing in it is worth keeping
+                    partial.discard()
                 partial.close()
                 raise
             if not wanted:
@@ -363,6 +365,7 @@ class DownloadLane(Lane):
                 partial.write_whole(data)
                 partial.seal(job.size, job.mtime_ns, job.executable)
             except BaseException:
+                partial.discard()
                 partial.close()
                 raise
         except (OSError, TwinportError) as error:

@@ -213,9 +213,24 @@ _SYSTEM: dict[int, type[TwinportError]] = {
     errno.EDQUOT: SpaceError,
     errno.EFBIG: SpaceError,
 }
+_ADVICE: dict[int, str] = {
+    errno.EACCES: "check the permissions",
+    errno.EPERM: "check the permissions",
+    errno.EROFS: "choose another place",
+    errno.ENOSPC: "free some space, or choose another place",
+    errno.EDQUOT: "free some space, or choose another place",
+    errno.EISDIR: "remove the directory, or choose another name",
+    errno.EEXIST: "remove it, or choose another name",
+    errno.ENOTDIR: "remove the file in the way, or choose another name",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EMFILE: "raise the limit (ulimit -n), or use fewer --channels",
+}
 
 
 def local_failure(subject: str, error: OSError) -> TwinportError:
     """The error for a local system call that failed."""
-    kind = _SYSTEM.get(error.errno or 0, SourceError)
-    return kind(f"{subject}: {error.strerror or error}", kind.default_code)
+    number = error.errno or 0
+    kind = _SYSTEM.get(number, SourceError)
+    advice = _ADVICE.get(number)
+    text = f"{error.strerror or error}; {advice}" if advice else error.strerror or str(error)
+    return kind(f"{subject}: {text}", kind.default_code)

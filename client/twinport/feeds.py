@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from twinport_protocol.errors import ProtocolError
+from twinport_protocol.names import parse_name
+
 from .download_engine import DownloadEngine
 from .engine import Event, EventKind
 from .errors import IntegrityError, NotFoundError, SourceError, TwinportError, UsageError, local_failure
@@ -140,6 +143,14 @@ class WantedDirectory:
 Fetchable = Wanted | WantedDirectory | Failure
 
 
+def checked_name(name: str) -> str:
+    """A remote name as the user wrote it. ``UsageError``; ``DeniedError`` where this system has no such file name."""
+    try:
+        return safe_name(parse_name(name))
+    except ProtocolError as error:
+        raise UsageError(f"{show(name)!r}: {error.code.text} [{error.code.value}]", error.code.value) from None
+
+
 class DownloadFeed:
     """Finds what to fetch. ``root`` is the local directory below which everything lands."""
 
@@ -160,9 +171,9 @@ class DownloadFeed:
         for name in self._names:
             try:
                 if self._recursive:
-                    yield from self._tree("" if name in ("", "/", ".") else safe_name(name.rstrip("/")))
+                    yield from self._tree("" if name in ("", "/", ".") else checked_name(name.rstrip("/")))
                 else:
-                    asked = safe_name(name)
+                    asked = checked_name(name)
                     yield self._once(Wanted(asked, self._exact_name or asked.rpartition("/")[2]))
             except TwinportError as error:
                 yield Failure(name, error)

@@ -144,7 +144,8 @@ class Partial:
     def _reserve(self, end: int) -> None:
         room = os.fstatvfs(self.descriptor)
         if room.f_bavail * room.f_frsize < end:
-            raise SpaceError(f"cannot write {self._tree.show(self.name)}: it needs {end} bytes, the disk has less free")
+            text = f"it needs {end} bytes, the disk has less free; free some space, or choose another place"
+            raise SpaceError(f"cannot write {self._tree.show(self.name)}: {text}")
         # Major 0 are tmpfs, overlays and network file systems: reserving there costs as much as writing.
         if os.major(os.fstat(self.descriptor).st_dev) and hasattr(os, "posix_fallocate"):
             try:

@@ -15,7 +15,7 @@ from collections import OrderedDict
 from twinport_protocol.errors import ProtocolError
 from twinport_protocol.names import is_portable, parse_name
 
-from .errors import DeniedError, IntegrityError, TwinportError, local_failure
+from .errors import DeniedError, IntegrityError, TwinportError, UsageError, local_failure
 from .walk import show
 
 MAX_CACHED = 64
@@ -45,6 +45,9 @@ class TargetTree:
             os.makedirs(root, exist_ok=True)
             # The root itself may be a link: the user named it.
             descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except (FileExistsError, NotADirectoryError):
+            text = "it is no directory, or below a file; choose another place"
+            raise UsageError(f"cannot write to {show(root)}: {text}") from None
         except OSError as error:
             raise local_failure(f"cannot write to {show(root)}", error) from None
         self._root = Directory(descriptor)

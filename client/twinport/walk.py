@@ -159,6 +159,8 @@ def name_error(name: str, path: str) -> TwinportError | None:
 
 def show(path: str) -> str:
     """A local path for people: what is no text is escaped, so that no terminal takes it for a command."""
+    if not path:
+        return "''"
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in path)
 
 

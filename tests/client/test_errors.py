@@ -80,7 +80,9 @@ def test_exit_codes(code: ErrorCode, exit_code: int) -> None:
 def test_local_failures(number: int, kind: type[errors.TwinportError]) -> None:
     error = errors.local_failure("cannot read x", OSError(number, "some reason"))
     assert type(error) is kind
-    assert error.message == "cannot read x: some reason"
+    text, _, advice = error.message.partition("; ")
+    assert text == "cannot read x: some reason"
+    assert bool(advice) is (number in {errno.EACCES, errno.ENOSPC, errno.EDQUOT})
 
 
 def test_a_broken_protocol_asks_to_check_the_address() -> None:

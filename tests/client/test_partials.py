@@ -105,9 +105,9 @@ def test_directories_beyond_the_cache_stay_reachable(tmp_path: Path) -> None:
 
 def test_a_root_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(errors.TwinportError, match="cannot write to"):
+    with pytest.raises(errors.UsageError, match="cannot write to"):
         TargetTree(str(tmp_path / "file"))
-    with pytest.raises(errors.NotFoundError, match="cannot write to"):
+    with pytest.raises(errors.UsageError, match="cannot write to"):
         TargetTree(str(tmp_path / "file" / "below"))
 
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from datetime import datetime
 from typing import TextIO
@@ -15,6 +16,7 @@ from twinport.report import TransferReport
 from twinport.walk import show
 
 REDRAW_SECONDS = 0.2
+MOST_ALIKE = 20
 _KIBI = 1024
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
@@ -50,14 +52,17 @@ class TerminalObserver:
         self._width = 0
         self._files = 0
         self._most_bytes = 0
+        self._failures: Counter[str] = Counter()
 
     def file_done(self, name: str, size_bytes: int) -> None:
         """One more."""
         self._files += 1
 
     def file_failed(self, name: str, error: TwinportError) -> None:
-        """Say so at once; the rest goes on."""
-        self._print(f"twinport: {error.message}")
+        """Say so at once; the rest goes on. Of many failures of one kind (a full disk) the first few will do."""
+        self._failures[error.code] += 1
+        if self._failures[error.code] <= MOST_ALIKE:
+            self._print(f"twinport: {error.message}")
 
     def note(self, text: str) -> None:
         """Say so unless quiet."""
@@ -102,5 +107,7 @@ class TerminalObserver:
             kept = f"{report.files_kept} files, " if report.files_kept else ""
             parts.append(f"{kept}{format_bytes(report.bytes_kept)} were there already")
         if report.failures:
-            parts.append(f"{len(report.failures)} failed")
+            untold = sum(max(0, count - MOST_ALIKE) for count in self._failures.values())
+            more = f" ({untold} of them not shown; --json lists all)" if untold else ""
+            parts.append(f"{len(report.failures)} failed{more}")
         return ", ".join(parts)

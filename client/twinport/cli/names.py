@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from twinport.errors import PartialFailureError, TwinportError, shared_exit_code
+from twinport.errors import ConflictError, PartialFailureError, TwinportError, shared_exit_code
 
 from .context import Settings, with_settings
 
 if TYPE_CHECKING:
-    from twinport.client import RemoteEntry
+    from twinport.client import Client, RemoteEntry
 
 
 def _facts(entry: RemoteEntry) -> dict[str, Any]:
@@ -101,6 +101,8 @@ def rm(settings: Settings, names: tuple[str, ...], recursive: bool) -> int:
             try:
                 outcomes.append({"name": name, "removed": client.delete(name, recursive=recursive)})
             except TwinportError as error:
+                if error.code == "NotEmpty" and not recursive:
+                    error.message = error.message.replace(":", " without -r:", 1)
                 click.echo(f"twinport: {error.message}", err=True)
                 errors.append(error)
                 outcomes.append({"name": name, "removed": 0, "code": error.code, "message": error.message})
@@ -123,9 +125,23 @@ def mv(settings: Settings, source: str, target: str, no_replace: bool) -> None:
       twinport mv draft.txt letters/final.txt
     """
     with settings.connect() as client:
-        client.move(source, target, if_absent=no_replace)
+        try:
+            client.move(source, target, if_absent=no_replace)
+        except ConflictError as error:
+            if error.code == "NameConflict" and _is_directory(client, target):
+                base = source.rstrip("/").rpartition("/")[2]
+                text = f"{target} is a directory; give the whole new name, as in {target}/{base}"
+                raise ConflictError(f"cannot move {source}: {text}", error.code) from None
+            raise
     if settings.as_json:
         click.echo(json.dumps({"from": source, "to": target}))
+
+
+def _is_directory(client: Client, name: str) -> bool:
+    try:
+        return client.stat(name).is_directory
+    except TwinportError:
+        return False
 
 
 @click.command(short_help="Make a directory on the server.")
@@ -146,7 +162,7 @@ def mkdir(settings: Settings, name: str) -> None:
 
 @click.command(short_help="Compare a file on the server with a local one.")
 @click.argument("name")
-@click.argument("path", type=click.Path())
+@click.argument("path", type=click.Path(readable=False))
 @with_settings
 def verify(settings: Settings, name: str, path: str) -> None:
     """Compare the file NAME on the server with the local file PATH, by their digests: no bytes travel. Exit code 7 if

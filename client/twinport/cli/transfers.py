@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("paths", nargs=-1, required=True, metavar="PATH...", type=click.Path())
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...", type=click.Path(readable=False))
 @click.option("--to", default="", metavar="DIR", help="Directory on the server; made if missing.")
 @click.option("-r", "--recursive", is_flag=True, help="Directories with all in them.")
 @click.option("--follow", is_flag=True, help="Follow symbolic links that stay inside the tree.")
@@ -57,7 +57,9 @@ def put(settings: Settings, paths: tuple[str, ...], to: str, recursive: bool, fo
 
 @click.command()
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
-@click.option("-o", "--output", metavar="PATH", type=click.Path(), help="Where to, or what to call the one copy.")
+@click.option(
+    "-o", "--output", metavar="PATH", type=click.Path(readable=False), help="Where to, or what to call the one copy."
+)
 @click.option("-r", "--recursive", is_flag=True, help="Directories with all in them.")
 @with_settings
 def get(settings: Settings, names: tuple[str, ...], output: str | None, recursive: bool) -> int:
@@ -103,9 +105,14 @@ def _finish(settings: Settings, observer: TerminalObserver, report: TransferRepo
             "notes": report.notes,
         }
         click.echo(json.dumps(outcome))
-    elif report.failures or not settings.quiet:
+    elif (report.failures and not _is_told(report)) or not (report.failures or settings.quiet):
         click.echo(f"twinport: {observer.summary(report, verb)}", err=True)
     if not report.failures:
         return 0
     others = report.files_done + report.files_kept + report.directories_done
     return 1 if others else shared_exit_code([failure.error for failure in report.failures])
+
+
+def _is_told(report: TransferReport) -> bool:
+    """Whether one failure, told already, is all there is to say."""
+    return len(report.failures) == 1 and not (report.files_done or report.files_kept or report.directories_done)
