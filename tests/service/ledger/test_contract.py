@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -27,8 +28,12 @@ def make_spec(name: str = "file", size: int = LARGE, user: str = "alice") -> Upl
     return UploadSpec(next(_serial).to_bytes(16, "big"), user, parse_name(name), size)
 
 
-def refused(code: ErrorCode) -> pytest.RaisesExc[Refusal]:
-    return pytest.RaisesExc(Refusal, check=lambda refusal: refusal.code is code)
+@contextmanager
+def refused(code: ErrorCode) -> Iterator[None]:
+    """What happens within is refused with that code."""
+    with pytest.raises(Refusal) as caught:
+        yield
+    assert caught.value.code is code
 
 
 class Clock:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 import queue
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from twinport_protocol.errors import Refusal
+from twinport_protocol.errors import ErrorCode, Refusal
 from twinport_protocol.names import parse_name
 from twinport_protocol.segments import Layout, Manifest, digest_of
 from twinport_service.storage.contract import (
@@ -40,6 +41,14 @@ def make_spec(
     """An upload of its own."""
     upload_id = upload_id or next(_serial).to_bytes(16, "little")
     return UploadSpec(upload_id, "alice", parse_name(name), size, mtime_ns, executable, precondition)
+
+
+@contextmanager
+def refused(code: ErrorCode) -> Iterator[None]:
+    """What happens within is refused with that code."""
+    with pytest.raises(Refusal) as caught:
+        yield
+    assert caught.value.code is code
 
 
 class Outcomes:

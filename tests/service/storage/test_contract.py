@@ -14,15 +14,11 @@ from twinport_protocol.segments import EMPTY_DIGEST, Manifest, digest_of
 from twinport_service.storage.contract import SMALL_BYTES, Precondition, Published, Storage
 from twinport_service.storage.memory import MemoryStorage
 
-from .conftest import Outcomes, commit_small, commit_staged, get, list_all, make_spec, put, read, stage
+from .conftest import Outcomes, commit_small, commit_staged, get, list_all, make_spec, put, read, refused, stage
 
 SEGMENT = 8 * 1024 * 1024
 LARGE = random.Random(1).randbytes(SEGMENT + 12_345)
 ABSENT = Precondition(if_absent=True)
-
-
-def refused(code: ErrorCode) -> pytest.RaisesExc[Refusal]:
-    return pytest.RaisesExc(Refusal, check=lambda refusal: refusal.code is code)
 
 
 def code_of(outcome: Published | Refusal) -> ErrorCode | None:

@@ -19,7 +19,19 @@ from twinport_service.storage.contract import Published, Storage, UploadSpec
 from twinport_service.storage.disk_door import DiskDoor
 from twinport_service.storage.local import Limits, LocalStorage, StorageError
 
-from .conftest import OpenLocal, Outcomes, commit_small, commit_staged, get, list_all, make_spec, put, read, stage
+from .conftest import (
+    OpenLocal,
+    Outcomes,
+    commit_small,
+    commit_staged,
+    get,
+    list_all,
+    make_spec,
+    put,
+    read,
+    refused,
+    stage,
+)
 from .faulty_door import FaultyDoor
 
 MIB = 1024 * 1024
@@ -29,10 +41,6 @@ COMMITS: dict[str, Callable[[Storage, UploadSpec, bytes], Published | Refusal]] 
 }
 both_ways = pytest.mark.parametrize("way", COMMITS)
 FULL = [errno.ENOSPC, errno.EDQUOT, errno.EFBIG]
-
-
-def refused(code: ErrorCode) -> pytest.RaisesExc[Refusal]:
-    return pytest.RaisesExc(Refusal, check=lambda refusal: refusal.code is code)
 
 
 def code_of(outcome: Published | Refusal) -> ErrorCode | None:

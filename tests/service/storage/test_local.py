@@ -29,17 +29,25 @@ from twinport_service.storage.local import (
     StorageUnknown,
 )
 
-from .conftest import OpenLocal, Outcomes, commit_small, commit_staged, get, list_all, make_spec, put, read, stage
+from .conftest import (
+    OpenLocal,
+    Outcomes,
+    commit_small,
+    commit_staged,
+    get,
+    list_all,
+    make_spec,
+    put,
+    read,
+    refused,
+    stage,
+)
 from .faulty_door import FaultyDoor
 
 MIB = 1024 * 1024
 SEGMENT = 8 * MIB
 LARGE = random.Random(3).randbytes(SEGMENT + 54_321)
 LONG_AGO_NS = 1_600_000_000_000_000_000
-
-
-def refused(code: ErrorCode) -> pytest.RaisesExc[Refusal]:
-    return pytest.RaisesExc(Refusal, check=lambda refusal: refusal.code is code)
 
 
 def hashed_bytes(door: FaultyDoor, use: Callable[[], object]) -> int:

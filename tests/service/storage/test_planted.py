@@ -19,16 +19,12 @@ from twinport_service.storage.contract import Precondition, Published
 from twinport_service.storage.disk_door import DiskDoor
 from twinport_service.storage.local import LocalStorage
 
-from .conftest import OpenLocal, commit_small, commit_staged, get, list_all, make_spec, put
+from .conftest import OpenLocal, commit_small, commit_staged, get, list_all, make_spec, put, refused
 
 DOORS: dict[str, Callable[[], DiskDoor]] = {
     "openat2": DiskDoor,
     "walk": lambda: DiskDoor(use_openat2=False, use_renameat2=False),
 }
-
-
-def refused(code: ErrorCode) -> pytest.RaisesExc[Refusal]:
-    return pytest.RaisesExc(Refusal, check=lambda refusal: refusal.code is code)
 
 
 def snapshot(directory: Path) -> dict[str, tuple[object, ...]]:
