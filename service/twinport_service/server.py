@@ -27,10 +27,10 @@ from .access import Decide, allow_all
 from .allowance import Allowance
 from .channel_plane import ChannelBounds, ChannelPlane
 from .channel_worker import ChannelTimes
-from .classic import ClassicLimits, ClassicPlane
-from .classic_data import TransferTimes
-from .classic_pairing import PairingTimes
-from .classic_session import SessionLimits
+from .classic.data import TransferTimes
+from .classic.pairing import PairingTimes
+from .classic.plane import ClassicLimits, ClassicPlane
+from .classic.session import SessionLimits
 from .config import ConfigError, Settings
 from .control_session import ControlServices, ControlSession, ControlTimes
 from .handlers import Handlers

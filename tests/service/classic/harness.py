@@ -12,10 +12,10 @@ from pathlib import Path
 
 from twinport_protocol.tickets import TicketKeys
 from twinport_service.access import Decide, allow_all
-from twinport_service.classic import ClassicLimits, ClassicPlane
-from twinport_service.classic_data import TransferTimes
-from twinport_service.classic_pairing import PairingTimes
-from twinport_service.classic_session import SessionLimits
+from twinport_service.classic.data import TransferTimes
+from twinport_service.classic.pairing import PairingTimes
+from twinport_service.classic.plane import ClassicLimits, ClassicPlane
+from twinport_service.classic.session import SessionLimits
 from twinport_service.config import Settings
 from twinport_service.ledger import Ledger
 from twinport_service.ledger_memory import MemoryLedger

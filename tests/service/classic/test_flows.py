@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from twinport_protocol.frames import AckStatus
 from twinport_protocol.names import parse_name
-from twinport_service.classic_transfer import open_upload
+from twinport_service.classic.transfer import open_upload
 from twinport_service.ledger_memory import MemoryLedger
 from twinport_service.storage.contract import UploadSpec
 from twinport_service.storage.local import LocalStorage

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from twinport_protocol.errors import ErrorCode, Refusal
-from twinport_service.classic_pairing import Failed, Granted, Outcome, Paired, Pairing, PairingTimes, Refused
+from twinport_service.classic.pairing import Failed, Granted, Outcome, Paired, Pairing, PairingTimes, Refused
 
 HOME, OTHER = "192.0.2.1", "192.0.2.2"
 TIMES = PairingTimes(alone_seconds=10.0, contended_seconds=3.0, settle_seconds=1.0)

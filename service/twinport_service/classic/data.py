@@ -17,8 +17,8 @@ from dataclasses import dataclass
 
 from twinport_protocol.errors import ErrorCode, Refusal
 
-from .buffers import BufferPool
-from .storage.contract import Reader
+from twinport_service.buffers import BufferPool
+from twinport_service.storage.contract import Reader
 
 _SEND_BYTES = 1024 * 1024
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)

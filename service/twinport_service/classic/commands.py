@@ -13,16 +13,17 @@ from twinport_protocol.classic import ClassicServer, Download, Upload, listing_h
 from twinport_protocol.errors import ErrorCode, Refusal
 from twinport_protocol.names import RemoteName
 
-from .access import ANONYMOUS, Act, Decide, require
-from .buffers import BufferPool
-from .classic_data import DataConnection, TransferTimes
-from .classic_listing import collect_listing
-from .classic_threads import TransferThreads
-from .classic_transfer import OpenedUpload, abort_upload, open_upload, receive_upload, send_download
-from .classic_turns import Turn, Turns
-from .log import get_log, printable
-from .storage.contract import Reader, Storage, VersionInfo
-from .uploads import UploadDesk
+from twinport_service.access import ANONYMOUS, Act, Decide, require
+from twinport_service.buffers import BufferPool
+from twinport_service.log import get_log, printable
+from twinport_service.storage.contract import Reader, Storage, VersionInfo
+from twinport_service.uploads import UploadDesk
+
+from .data import DataConnection, TransferTimes
+from .listing import collect_listing
+from .threads import TransferThreads
+from .transfer import OpenedUpload, abort_upload, open_upload, receive_upload, send_download
+from .turns import Turn, Turns
 
 LIST_CHUNK_BYTES = 32 * 1024
 T = TypeVar("T")

@@ -12,11 +12,12 @@ from twinport_protocol.errors import ErrorCode, Refusal
 from twinport_protocol.names import RemoteName
 from twinport_protocol.segments import Manifest, digest_of
 
-from .access import ANONYMOUS
-from .buffers import BufferPool
-from .classic_data import DataConnection
-from .storage.contract import SMALL_BYTES, Published, Reader, UploadSpec
-from .uploads import UploadDesk, UploadHandle
+from twinport_service.access import ANONYMOUS
+from twinport_service.buffers import BufferPool
+from twinport_service.storage.contract import SMALL_BYTES, Published, Reader, UploadSpec
+from twinport_service.uploads import UploadDesk, UploadHandle
+
+from .data import DataConnection
 
 # Uploads of this dialect cannot be resumed, so no client of the other one must be offered them as its own.
 CLASSIC_UPLOADER = f"{ANONYMOUS}/classic"

@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 from twinport_protocol.errors import ErrorCode, Refusal
 
-from .classic_data import TransferRefusal
-from .classic_pairing import Failed, Granted, Outcome, Paired, Pairing, PairingTimes
-from .log import get_log
+from twinport_service.log import get_log
+
+from .data import TransferRefusal
+from .pairing import Failed, Granted, Outcome, Paired, Pairing, PairingTimes
 
 _MAPPED_IPV4 = "::ffff:"
 _QUIET_ROUNDS = 64

@@ -14,17 +14,18 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any
 
-from .access import Decide
-from .buffers import BufferPool
-from .classic_commands import ClassicServices
-from .classic_data import TransferTimes, tune_socket
-from .classic_pairing import PairingTimes
-from .classic_session import ClassicSession, SessionLimits
-from .classic_threads import TransferThreads
-from .classic_transfer import CLASSIC_UPLOADER
-from .classic_turns import Turns
-from .log import get_log
-from .uploads import UploadDesk
+from twinport_service.access import Decide
+from twinport_service.buffers import BufferPool
+from twinport_service.log import get_log
+from twinport_service.uploads import UploadDesk
+
+from .commands import ClassicServices
+from .data import TransferTimes, tune_socket
+from .pairing import PairingTimes
+from .session import ClassicSession, SessionLimits
+from .threads import TransferThreads
+from .transfer import CLASSIC_UPLOADER
+from .turns import Turns
 
 
 @dataclass(frozen=True)

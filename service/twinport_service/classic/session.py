@@ -1,6 +1,6 @@
 """One control connection of the classic dialect on the event loop: lines in, replies out, and its deadlines.
 
-What the commands do is in ``classic_commands``; what may be said when, in the protocol. Nothing waits for a disk.
+What the commands do is in ``commands``; what may be said when, in the protocol. Nothing waits for a disk.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ from twinport_protocol.classic import (
 )
 from twinport_protocol.errors import ErrorCode, Refusal, RemoteProtocolError
 
-from .classic_commands import ClassicServices, Gone, serve_download, serve_list, serve_upload
-from .classic_data import DataConnection, TransferRefusal, tune_socket
-from .classic_turns import Turn, address_of
-from .log import get_log, printable
+from twinport_service.log import get_log, printable
+
+from .commands import ClassicServices, Gone, serve_download, serve_list, serve_upload
+from .data import DataConnection, TransferRefusal, tune_socket
+from .turns import Turn, address_of
 
 WRITE_BUFFER_BYTES = 64 * 1024
 

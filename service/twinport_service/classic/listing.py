@@ -13,7 +13,7 @@ from typing import IO
 from twinport_protocol.errors import RemoteProtocolError
 from twinport_protocol.names import parse_name
 
-from .storage.contract import Storage
+from twinport_service.storage.contract import Storage
 
 MEMORY_BYTES = 64 * 1024
 PAGE_ENTRIES = 1000
