@@ -223,6 +223,9 @@ class UploadDesk:
             self.storage.commit_small(upload.spec, data, digest, settle)
         except Refusal as refusal:
             settle(refusal)
+        except Exception:
+            get_log().exception("[UPLOAD] Internal error", name=upload.spec.name)
+            settle(Refusal(ErrorCode.INTERNAL))
 
     def _known(self, record: UploadRecord) -> OpenUpload:
         with self._lock:
