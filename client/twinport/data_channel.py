@@ -8,8 +8,11 @@ writing waits, so the two ends cannot block each other. A channel on which an an
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import select
 import socket
+import sys
+import termios
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -26,6 +29,8 @@ SMALL_BYTES = 64 * 1024
 MAX_BUFFERS = 512
 SILENT_SECONDS = 15.0
 CONNECT_SECONDS = 10.0
+UNUSED_SECONDS = 2.0
+"""A channel that nobody needed for so long may be closed by the server without being called lost."""
 
 
 class DataChannel:
@@ -49,7 +54,8 @@ class DataChannel:
         self.lane = lane
         self.error: TwinportError | None = None
         self.is_idle = False
-        self.was_unused = True
+        self._was_used = False
+        self._queued_bytes = 0
         self.address: Address | None = None
         self._addresses = addresses
         self._on_end = on_end
@@ -59,6 +65,7 @@ class DataChannel:
         self._read_bytes = read_bytes
         self._waker = Waker()
         self._stopping = False
+        self._connected_at = 0.0
         self._out: deque[memoryview] = deque()
         self._thread = threading.Thread(target=self._run, name="twinport-channel", daemon=True)
 
@@ -97,6 +104,9 @@ class DataChannel:
         finally:
             if connection is not None:
                 _shut(connection)
+                lived = self._clock() - self._connected_at
+                if not self.lane.is_waiting and not self._out and (self._was_used or lived > UNUSED_SECONDS):
+                    self.error = None  # the server closes what is idle; nothing is lost by it
             # Only now: nothing of this channel can reach the server any more.
             self.lane.lost()
             self._on_end(self)
@@ -113,6 +123,7 @@ class DataChannel:
                 continue
             tune(connection, self._silent_seconds)
             connection.setblocking(False)
+            self._connected_at = self._clock()
             self.address = address
             return connection
         where = " or ".join(map(str, self._addresses))
@@ -131,7 +142,7 @@ class DataChannel:
             if not self._out:
                 self._queue(self.lane.fill())
             if self._out and self._write(connection):
-                self.was_unused = self.was_unused and not self.lane.is_waiting
+                self._was_used = self._was_used or self.lane.is_waiting
                 moved = self._clock()
                 if not self._out and not self._poll_now(poll, number):
                     continue  # sent all: prepare the next piece before waiting for anything
@@ -143,7 +154,13 @@ class DataChannel:
             self.is_idle = not due
             left = moved + self._silent_seconds - self._clock()
             if due and left <= 0:
-                raise NetworkError(f"a data connection was silent for {self._silent_seconds:.0f} s")
+                # On a slow line one piece may be under way for longer: as long as it shrinks, it moves.
+                queued = _unsent_bytes(connection)
+                if queued == self._queued_bytes:
+                    raise NetworkError(f"a data connection was silent for {self._silent_seconds:.0f} s")
+                self._queued_bytes = queued
+                moved = self._clock()
+                continue
             ready = dict(poll.poll(int(left * 1000) + 1 if due else None))
             self.is_idle = False
             if self._waker.fileno() in ready:
@@ -209,6 +226,15 @@ def tune(connection: socket.socket, silent_seconds: float) -> None:
     for option, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3)):
         if hasattr(socket, option):
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+
+
+def _unsent_bytes(connection: socket.socket) -> int:
+    """What the peer's kernel has not acknowledged yet; 0 where this system does not tell."""
+    try:
+        answer = fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4))
+    except OSError:
+        return 0
+    return int.from_bytes(answer, sys.byteorder)
 
 
 def _shut(connection: socket.socket) -> None:

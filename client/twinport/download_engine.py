@@ -76,7 +76,7 @@ class DownloadJob:
         self.epoch += 1
         self.layout = Layout.of(self.size)
         self.manifest: Manifest | None = None
-        self.active: dict[int, int] = {}
+        self.active: dict[int, Order] = {}
         self.done: set[int] = set()
         self.kept_bytes = 0
 
@@ -210,8 +210,8 @@ class DownloadEngine(EngineBase):
 
     def _order_missing(self, job: DownloadJob) -> None:
         orders = [
-            Order(OrderKind.SEGMENT, job, job.epoch, segment, job.active.get(segment, 0))
-            for segment in range(job.layout.count)
+            Order(OrderKind.SEGMENT, job, job.epoch, segment, job.active[segment].offset if segment in job.active else
+            0) for segment in range(job.layout.count)
             if segment not in job.done
         ]
         job.active.clear()
@@ -240,7 +240,7 @@ class DownloadEngine(EngineBase):
             order = self._orders.popleft()
             if not order.is_stale:
                 if order.kind is OrderKind.SEGMENT:
-                    order.job.active[order.segment] = order.offset
+                    order.job.active[order.segment] = order
                 return [order]
         return self._take_small(max_files, max_bytes)
 
@@ -381,7 +381,7 @@ class DownloadEngine(EngineBase):
         self._uncount(order)
         job: DownloadJob = order.job
         if order.kind is OrderKind.SEGMENT:
-            job.active[order.segment] = order.offset
+            job.active[order.segment] = order
         self._trouble(job, code, None)
 
     def _looked(self, job: DownloadJob, reply: Reply) -> None:
@@ -449,7 +449,7 @@ class DownloadEngine(EngineBase):
         self._again.clear()
         for order in self._orders:
             if order.kind is OrderKind.SEGMENT and not order.is_stale:
-                order.job.active[order.segment] = order.offset
+                order.job.active[order.segment] = order
         self._orders.clear()
         self._ready.clear()
         self._ready_bytes = 0

@@ -26,6 +26,7 @@ from twinport_protocol.errors import ErrorCode
 from twinport_protocol.messages import Reply, Verb
 
 from .errors import TwinportError
+from .report import TransferReport
 
 # What may pass by itself: worth another try after a wait.
 PASSING = frozenset(
@@ -143,6 +144,7 @@ class Engine(Protocol):
     """What a transfer drives; :class:`EngineBase` has most of it."""
 
     events: deque[Event]
+    report: TransferReport
     done_bytes: int
     known_bytes: int
 

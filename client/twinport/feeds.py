@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -45,13 +46,19 @@ class UploadFeed:
 
     def items(self) -> Iterator[Found | Kept]:
         """Everything, in the order of names for each path."""
+        tops: set[str] = set()
         for path in self._paths:
+            top = remote_base(path)
+            if top in tops:
+                text = f"cannot send {show(path)}: another path goes to the same place; send it by itself"
+                yield Failure(show(path), UsageError(text))
+                continue
+            tops.add(top)
             found = find_paths([path], self._to, recursive=self._recursive, follow=self._follow)
             if not self._recursive or not os.path.isdir(path):
                 yield from found
                 continue
-            base = remote_base(path)
-            prefix = f"{self._to}/{base}" if self._to and base else self._to or base
+            prefix = f"{self._to}/{top}" if self._to and top else self._to or top
             yield from self._missing(found, _Lookahead(self._remote(prefix)))
 
     def _remote(self, prefix: str) -> Iterator[RemoteEntry]:
@@ -154,7 +161,17 @@ def checked_name(name: str) -> str:
 class DownloadFeed:
     """Finds what to fetch. ``root`` is the local directory below which everything lands."""
 
-    def __init__(self, names: list[str], to: str, *, recursive: bool, exact: bool, listing: Listing) -> None:
+    def __init__(
+        self,
+        names: list[str],
+        to: str,
+        *,
+        recursive: bool,
+        exact: bool,
+        listing: Listing,
+        case_blind: bool = sys.platform in ("darwin", "win32"),
+    ) -> None:
+        self._case_blind = case_blind
         self._names = names
         self._recursive = recursive
         self._listing = listing
@@ -199,9 +216,11 @@ class DownloadFeed:
                 yield Failure(entry.name, error)
 
     def _once(self, wanted: Wanted) -> Wanted:
-        if wanted.target in self._targets:
+        # Where A.txt and a.txt are one file, the second must not replace the first unasked.
+        key = wanted.target.casefold() if self._case_blind else wanted.target
+        if key in self._targets:
             raise UsageError(f"{wanted.name}: another file goes to {wanted.target} already; fetch them one by one")
-        self._targets.add(wanted.target)
+        self._targets.add(key)
         return wanted
 
     def add(self, engine: DownloadEngine, tree: TargetTree, item: Fetchable) -> None:

@@ -18,6 +18,8 @@ from .target_tree import TargetTree, as_failure
 
 GROUP_FILES = 256
 """Files that wait for a flush, each with one descriptor."""
+GATHER_FILES = 64
+GATHER_SECONDS = 0.002
 SYNC_ALL_FROM = 8
 """From so many files on one flush of the file system costs less than one of each file."""
 
@@ -85,6 +87,8 @@ class Flusher:
                     self._changed.wait()
                 if not self._waiting:
                     return
+                # Where flushing costs nothing groups would stay tiny, and each costs a few switches between threads.
+                self._changed.wait_for(lambda: self._closing or len(self._waiting) >= GATHER_FILES, GATHER_SECONDS)
             self.flush()
 
     def _publish(self, group: list[_Entry]) -> None:

@@ -17,6 +17,8 @@ from .data_channel import CONNECT_SECONDS, SILENT_SECONDS, tune
 from .errors import NetworkError, TwinportError, nonsense, refusal
 
 NONCE_BYTES = 16
+# A server that allows none of these could only be waited for.
+LEAST_ONE = ("window_commands", "window_bytes", "channels", "frames", "credit", "piece", "attachments")
 # Answers that another try may change; everything else is final.
 _PASSING = frozenset({ErrorCode.BUSY, ErrorCode.SHUTTING_DOWN, ErrorCode.TIMEOUT})
 
@@ -53,6 +55,8 @@ def open_session(
         protocol = ControlClient()
         options = _greet(connection, protocol, agent)
         limits = protocol.limits
+        if min(getattr(limits, name) for name in LEAST_ONE) < 1:
+            raise RemoteProtocolError(ErrorCode.BAD_REQUEST, "a limit of nothing")
         port = parse_size(options.get("data-port", str(address.port)).encode(), maximum=MAX_PORT) or address.port
         tune(connection, SILENT_SECONDS)
         connection.setblocking(False)

@@ -106,6 +106,7 @@ class Transfer:
             self._stop_channels()
             with self._changed:
                 self._engine.fail_all(_reason(error))
+                self._engine.events.clear()  # what is raised says it once for all of them
             raise
         finally:
             self._session.link.set_source(None)
@@ -164,7 +165,8 @@ class Transfer:
         with self._changed:
             ended, self._ended = self._ended, []
             link_error, self._link_error = self._link_error, None
-            mark = (self._engine.done_bytes, len(self._engine.events))
+            report = self._engine.report
+            mark = (self._engine.done_bytes, report.files_done + report.files_kept + report.directories_done)
         for channel in ended:
             channel.join()
             self._channels.remove(channel)
@@ -173,13 +175,15 @@ class Transfer:
             self._moved_at = self._clock()
             if not ended:
                 self._channel_backoff.reset()
-        lost = next((channel for channel in ended if channel.error is not None and not channel.was_unused), None)
+        lost = next((channel for channel in ended if channel.error is not None), None)
         if link_error is not None or (lost is not None and self._session.link.is_draining):
             self._regain(link_error or (lost and lost.error) or NetworkError("the server is stopping"))
         elif lost is not None and lost.error is not None:
             self._nonsense += isinstance(lost.error, ServerProtocolError)
-            if self._nonsense >= MAX_NONSENSE or self._clock() - self._moved_at > self._patience_seconds:
+            if self._nonsense >= MAX_NONSENSE:
                 raise lost.error
+            if self._clock() - self._moved_at > self._patience_seconds:
+                raise self._given_up(lost.error)
             self._channel_due = self._clock() + self._channel_backoff.next_seconds()
         self._open_channels()
 
@@ -218,13 +222,17 @@ class Transfer:
                 if not isinstance(trouble, NetworkError) and not isinstance(trouble, BusyError):
                     raise
                 if self._clock() - self._moved_at > self._patience_seconds:
-                    raise
+                    raise self._given_up(trouble) from None
         with self._changed:
             self._link_error = None
             self._engine.session_lost()
         self._channel_backoff.reset()
         self._channel_due = 0.0
         self._session.link.set_source(self)
+
+    def _given_up(self, error: TwinportError) -> TwinportError:
+        text = f"{error.message}; nothing moved for {self._patience_seconds:.0f} s; run the same command again to go on"
+        return type(error)(text, error.code)
 
     def _stop_channels(self) -> None:
         for channel in self._channels:

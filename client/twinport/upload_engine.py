@@ -426,6 +426,8 @@ class UploadEngine(EngineBase):
         if order.is_stale:
             return
         job: UploadJob = order.job
+        if order.segment in job.digests:
+            return  # checked twice, because the server was asked again meanwhile
         if matches:
             length = job.layout.length(order.segment)
             job.digests[order.segment] = order.digest

@@ -11,7 +11,8 @@ import pytest
 import twinport
 from blake3 import blake3
 from twinport import errors
-from twinport.client import Client
+from twinport.client import Client, RemoteEntry
+from twinport.feeds import DownloadFeed, Wanted
 from twinport.report import TransferReport
 from twinport_protocol.segments import MIN_SEGMENT_BYTES, Layout
 
@@ -306,3 +307,38 @@ def test_a_closed_client_says_so(shared_server: ServerProcess) -> None:
 def test_nobody_there_is_a_network_error() -> None:
     with pytest.raises(errors.NetworkError, match=r"no connection to 127\.0\.0\.1:1: .*is twinportd running there"):
         twinport.connect("127.0.0.1", 1)
+
+
+def test_two_paths_for_one_name_are_refused(client: Client, make_file: Callable[..., Path], prefix: str) -> None:
+    paths = [make_file("one/same", 10), make_file("two/same", 20)]
+    report = client.put(paths, prefix, check=False)
+    assert report.files_done == 1
+    assert [type(failure.error) for failure in report.failures] == [errors.UsageError]
+    assert client.stat(f"{prefix}/same").size == 10
+
+
+def test_names_that_differ_in_case_alone_do_not_replace_each_other_where_case_is_nothing() -> None:
+    entries = [RemoteEntry(name, "f", 1, 0) for name in ("A.txt", "a.txt", "b.txt")]
+    for case_blind, targets in ((True, ["A.txt", "b.txt"]), (False, ["A.txt", "a.txt", "b.txt"])):
+        feed = DownloadFeed(
+            [""], ".", recursive=True, exact=False, listing=lambda prefix, deep: iter(entries), case_blind=case_blind
+        )
+        assert [item.target for item in feed.items() if isinstance(item, Wanted)] == targets
+
+
+@pytest.mark.parametrize("recursive", [False, True])
+def test_exact_names_the_copy_and_may_be_a_link_to_a_directory(
+    client: Client, make_file: Callable[..., Path], prefix: str, tmp_path: Path, recursive: bool
+) -> None:
+    make_file("tree/file", 10)
+    client.put(tmp_path / "tree", prefix, recursive=True)
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    if recursive:
+        client.get(f"{prefix}/tree", tmp_path / "link", recursive=True, exact=True)
+        assert (tmp_path / "real/file").exists()
+    else:
+        client.get(f"{prefix}/tree/file", tmp_path / "link/name", exact=True)
+        assert (tmp_path / "real/name").exists()
+    with pytest.raises(errors.UsageError, match="several names need a directory"):
+        client.get(["a", "b"], tmp_path, exact=True)

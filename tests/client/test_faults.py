@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from twinport import errors
+from twinport.addresses import Address
 from twinport.client import Client
 from twinport.engine import Policy
 from twinport.partials import partial_name
@@ -572,3 +573,35 @@ def test_a_killed_client_continues_with_nothing_of_its_own_but_the_partial(
     # Up: all but pieces under way. Down: all but what four channels had asked for ahead, and had not claimed yet.
     assert report.bytes_kept > LARGE * 5 // 6 - 4 * (2 if direction == "up" else 6) * MEBI
     assert second.moved_bytes(direction) <= (LARGE - report.bytes_kept) * ONE_PERCENT + 8192
+
+
+def test_a_slow_line_on_which_one_piece_takes_longer_than_the_patience_with_silence_goes_on(
+    shared_server: ServerProcess, make_proxy: MakeProxy, connect: Connect, make_file: MakeFile, prefix: str, hasty:
+    Policy
+) -> None:
+    """The line takes bytes slowly, the acknowledgement comes long after: the queue that shrinks shows life."""
+    path = make_file("file", 2 * MEBI)
+    slow = threading.Event()
+
+    def rule(passage: Passage, going: str, data: bytes) -> bytes | None:
+        if passage.kind == "channel" and going == "up" and passage.number == 0:
+            proxy.lock.release()
+            slow.wait(0.1)  # 64 KiB in 0.1 s, read from a small buffer, so that the rest waits at the client
+            proxy.lock.acquire()
+        return data
+
+    proxy = make_proxy(shared_server, rule)
+    client = connect(proxy, policy=hasty, silent_seconds=0.25, channels=1)
+    assert client.put(path, prefix).files_done == 1
+    assert client.verify(f"{prefix}/file", path)
+    assert sum(passage.kind == "channel" for passage in proxy.passages) == 1
+
+
+def test_a_data_port_that_is_gone_ends_patience_not_the_machine(
+    shared_server: ServerProcess, connect: Connect, make_file: MakeFile, prefix: str, hasty: Policy
+) -> None:
+    """Channels that cannot connect are tried again with growing waits, not in a tight loop, and not for ever."""
+    client = connect(shared_server, policy=hasty, patience_seconds=0.5)
+    client._connected().channel_addresses = (Address("127.0.0.1", 1),)
+    with pytest.raises(errors.NetworkError, match=r"nothing moved for 0 s; run the same command again to go on"):
+        client.put(make_file("file", 1000), prefix)

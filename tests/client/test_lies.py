@@ -262,6 +262,8 @@ def test_a_listing_that_runs_in_circles_ends(liar: LyingServer, victim: Client) 
         b"OK 2 data-port=99999\n",
         b"OK 2 data-port=x\n",
         b"OK 2 frames=-1\n",
+        b"OK 2 frames=0\n",
+        b"OK 2 window-commands=0\n",
         b"\xff\xff\n",
         b"x" * 100_000,
         b"",
