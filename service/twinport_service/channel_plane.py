@@ -113,6 +113,12 @@ class ChannelPlane:
             del self._workers[number]
             self._changed.notify_all()
 
+    def abort(self) -> None:
+        """Cut every channel now."""
+        with self._changed:
+            for worker, _ in self._workers.values():
+                worker.abort()
+
     def drain(self, grace_seconds: float) -> None:
         """Stop every channel at a frame boundary; those that have not by ``grace_seconds`` are cut. Blocks, at most
         twice that."""

@@ -193,14 +193,11 @@ class ChannelWorker:
 
     def _send(self) -> bool:
         """Send all that can be sent; False when the socket takes no more now."""
-        session = self.session
         while True:
             if self._payload is not None:
                 if not self._send_payload(self._payload):
                     return False
                 continue
-            if not session.outgoing and session.wants_to_send and not session.ended:
-                session.produce()
             self._collect()
             if not self._pending:
                 if self._payload is None:
@@ -220,7 +217,8 @@ class ChannelWorker:
         session = self.session
         while self._payload is None and len(self._pending) < _SEND_BYTES:
             if not session.outgoing:
-                if not session.wants_to_send or session.ended:
+                # When draining, what was begun is ended and nothing else is begun: so a boundary comes.
+                if not session.wants_to_send or session.ended or self._draining:
                     return
                 session.produce()
                 continue

@@ -20,7 +20,7 @@ except ModuleNotFoundError as missing:
 from .config import ConfigError, Settings, flag_of, load_settings
 from .foundation import FoundationError, open_foundation
 from .log import configure_logging
-from .server import Server, raise_descriptor_limit
+from .server import Server, raise_descriptor_limit, require_loopback
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 EXIT_FAILED = 1
@@ -78,6 +78,7 @@ def serve(config: Path | None, **flags: Any) -> None:
     """
     try:
         settings = load_settings(flags, os.environ, config)
+        require_loopback(settings.host)  # before anything is made in the root
         configure_logging(settings.log_format, settings.log_level)
         raise_descriptor_limit()
         asyncio.run(_serve(settings))

@@ -250,6 +250,7 @@ class Server:
         hurry.cancel()
         if not stop.done():
             get_log().warning("[STOP] At once")
+            self._channels.abort()
             for session in list(self._sessions):
                 session.abort()
             if self._classic is not None:
