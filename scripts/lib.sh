@@ -65,6 +65,16 @@ need_commands() {
     fi
 }
 
+# want_packages COMMAND=PACKAGE...: as need_commands, for what not every release has; the tests that use them skip without.
+want_packages() {
+    local pair
+    for pair in "$@"; do
+        if ! command -v "${pair%%=*}" >/dev/null && apt-cache show "${pair#*=}" >/dev/null 2>&1; then
+            install_packages "${pair#*=}"
+        fi
+    done
+}
+
 is_recent_python() {
     "$1" -c 'import sys; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1
 }

@@ -73,7 +73,7 @@ def test_a_file_travels_by_two_nc(tmp_path: Path) -> None:
         assert received.stdout == text
         assert hear() == b"DONE"
         say(b"QUIT")
-        assert hear() == b""
         control.stdin.close()
+        assert hear() == b""
         control.wait(10)
         control.stdout.close()
