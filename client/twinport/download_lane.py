@@ -6,8 +6,6 @@ the digest of the whole segment matched.
 
 from __future__ import annotations
 
-import os
-import stat
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -16,15 +14,16 @@ from blake3 import blake3
 from twinport_protocol.control import Limits
 from twinport_protocol.errors import ErrorCode, ProtocolError, RemoteProtocolError
 from twinport_protocol.frames import DETACH_AFTER, LAST, Chunk, FrameType, Message
-from twinport_protocol.segments import EMPTY_DIGEST, Manifest, digest_of, root_of
+from twinport_protocol.segments import EMPTY_DIGEST, Manifest, digest_of
 
-from .download_engine import DownloadEngine, DownloadJob
+from .copies import hash_prefix, hash_segment, is_target
+from .download_engine import DownloadEngine
+from .download_job import DownloadJob
 from .engine import Order, OrderKind
 from .errors import TwinportError
 from .flusher import Flusher
 from .lane import BATCH_BYTES, BATCH_FILES, Buffer, Lane
 from .partials import Partial
-from .sources import digest_range
 from .target_tree import TargetTree, as_failure
 
 # Asked for and not yet here, per channel: what keeps the line full over its delay.
@@ -109,7 +108,7 @@ class DownloadLane(Lane):
                 self._check(order)
             elif order.kind is OrderKind.SEGMENT:
                 self._current = self._prepare(order)
-            elif self._is_current(job):
+            elif is_target(self._tree, job, self._buffer):
                 with self._lock:
                     self._engine.kept(order)
                 self._on_change()
@@ -125,40 +124,6 @@ class DownloadLane(Lane):
         except (OSError, TwinportError) as error:
             self._target_trouble(order, error)
 
-    def _is_current(self, job: DownloadJob) -> bool:
-        """Whether the target has this size, this time and, hashed now, this root."""
-        parent, _, base = job.target.rpartition("/")
-        directory = self._tree.hold(parent)
-        try:
-            try:
-                found = os.stat(base, dir_fd=directory.descriptor, follow_symlinks=False)
-            except FileNotFoundError:
-                return False
-            if (
-                not stat.S_ISREG(found.st_mode)
-                or found.st_size != job.size
-                or found.st_mtime_ns != job.mtime_ns
-                or bool(found.st_mode & stat.S_IXUSR) != job.executable
-            ):
-                return False
-            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-            descriptor = os.open(base, flags, dir_fd=directory.descriptor)
-            try:
-                layout = job.layout
-                digests = [
-                    digest_range(descriptor, layout.start(segment), layout.length(segment), self._buffer)
-                    for segment in range(layout.count)
-                ]
-            finally:
-                os.close(descriptor)
-            return root_of(job.size, b"".join(digests)) == job.root
-        except Exception as error:
-            if isinstance(error, (OSError, TwinportError)):
-                raise
-            return False  # it became shorter meanwhile
-        finally:
-            self._tree.release(directory)
-
     def _get_whole(self, order: Order, out: list[Buffer]) -> None:
         job: DownloadJob = order.job
         fetch = _Fetch(order)
@@ -172,15 +137,7 @@ class DownloadLane(Lane):
     def _prepare(self, order: Order) -> _Fetch:
         """Take up a segment where it stands: hash what is there of it."""
         fetch = _Fetch(order)
-        partial = order.job.partial
-        at = 0
-        start = order.job.layout.start(order.segment)
-        while at < order.offset:
-            piece = self._buffer[: min(len(self._buffer), order.offset - at)]
-            if not _read(order, partial, piece, start + at):
-                break
-            fetch.hasher.update(piece)
-            at += len(piece)
+        at = hash_prefix(order, order.job.partial, fetch.hasher, self._buffer)
         if at:
             with self._lock:
                 self._engine.received(order, at)
@@ -215,15 +172,8 @@ class DownloadLane(Lane):
         job: DownloadJob = order.job
         layout = job.layout
         partial, manifest = job.partial, job.manifest
-        hasher = blake3()
-        at, length = 0, layout.length(order.segment)
-        while at < length:
-            piece = self._buffer[: min(len(self._buffer), length - at)]
-            if not _read(order, partial, piece, layout.start(order.segment) + at):
-                break
-            hasher.update(piece)
-            at += len(piece)
-        matches = at == length and manifest is not None and hasher.digest() == manifest.digest(order.segment)
+        found = hash_segment(order, partial, layout.start(order.segment), layout.length(order.segment), self._buffer)
+        matches = manifest is not None and found == manifest.digest(order.segment)
         with self._lock:
             complete = self._engine.checked(order, matches)
         self._finish(job, complete)
@@ -391,19 +341,3 @@ class DownloadLane(Lane):
         with self._lock:
             self._engine.return_orders(list(orders.values()))
         self._on_change()
-
-
-def _read(order: Order, partial: Partial | None, piece: memoryview, offset: int) -> bool:
-    """Fill ``piece`` from the partial; False when that is no longer wanted or not there."""
-    if partial is None:
-        return False
-    with partial.lock:
-        if order.is_stale or partial.descriptor < 0:
-            return False
-        at = 0
-        while at < len(piece):
-            count = os.preadv(partial.descriptor, [piece[at:]], offset + at)
-            if count == 0:
-                return False
-            at += count
-    return True

@@ -14,11 +14,8 @@ that was started anew) no longer counts.
 from __future__ import annotations
 
 import enum
-import heapq
-import itertools
-import random
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -187,47 +184,3 @@ class Engine(Protocol):
 
     def close_input(self) -> None:
         """Nothing more will be added."""
-
-
-class EngineBase:
-    """Waits, counts and events; the subclasses say what happens to a job."""
-
-    def __init__(
-        self, policy: Policy, clock: Callable[[], float], draw: Callable[[], float] = random.random
-    ) -> None:
-        self.policy = policy
-        self.events: deque[Event] = deque()
-        self.done_bytes = 0
-        self.known_bytes = 0
-        self.input_closed = False
-        self._clock = clock
-        self._draw = draw
-        self._again: deque[Request] = deque()
-        self._outstanding = 0
-        self._later: list[tuple[float, int, Callable[[], None]]] = []
-        self._sequence = itertools.count()
-
-    def close_input(self) -> None:
-        """Nothing more will be added."""
-        self.input_closed = True
-
-    def due_seconds(self) -> float | None:
-        """How long until :meth:`tick` has something to do."""
-        return max(0.0, self._later[0][0] - self._clock()) if self._later else None
-
-    def tick(self) -> None:
-        """Put what was waiting and is due back to work."""
-        now = self._clock()
-        while self._later and self._later[0][0] <= now:
-            heapq.heappop(self._later)[2]()
-
-    def _after(self, seconds: float, action: Callable[[], None]) -> None:
-        heapq.heappush(self._later, (self._clock() + seconds, next(self._sequence), action))
-
-    def _wait_seconds(self, troubles: int, retry_seconds: int | None) -> float:
-        """Exponential with jitter, never shorter than what the server asked for."""
-        bound = min(self.policy.longest_wait_seconds, self.policy.first_wait_seconds * 2.0 ** min(troubles, 16))
-        return (retry_seconds or 0) + bound * (0.25 + 0.75 * self._draw())
-
-    def _note(self, text: str) -> None:
-        self.events.append(Event(EventKind.NOTE, text))

@@ -23,7 +23,8 @@ from .errors import local_failure
 from .lane import BATCH_BYTES, BATCH_FILES, Buffer, Lane, is_live
 from .rate import RateMeter
 from .sources import SourceChangedError, digest_range, hash_file, read_into
-from .upload_engine import UploadEngine, UploadJob
+from .upload_engine import UploadEngine
+from .upload_job import UploadJob
 
 # A piece is what a lost line loses: small where bytes are slow. Rates in bytes per second.
 FIRST_PIECE_BYTES = 256 * 1024

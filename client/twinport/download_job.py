@@ -1,0 +1,62 @@
+"""One file on its way here: everything that a download engine knows about it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from twinport_protocol.segments import Layout, Manifest
+
+from .engine import Order
+
+if TYPE_CHECKING:
+    from .partials import Partial
+
+
+class DownloadJob:
+    """One file on its way here: ``name`` on the server, ``target`` below the target tree."""
+
+    __slots__ = (
+        "active",
+        "damages",
+        "done",
+        "epoch",
+        "executable",
+        "is_over",
+        "kept_bytes",
+        "layout",
+        "manifest",
+        "mtime_ns",
+        "name",
+        "opened",
+        "partial",
+        "root",
+        "size",
+        "target",
+        "ticket",
+        "troubles",
+    )
+
+    def __init__(self, name: str, target: str) -> None:
+        self.name = name
+        self.target = target
+        self.epoch = 0
+        self.is_over = False
+        self.troubles = 0
+        self.damages = 0
+        self.opened = False
+        self.partial: Partial | None = None
+        self.ticket = b""
+        self.root = b""
+        self.size = 0
+        self.mtime_ns = 0
+        self.executable = False
+        self.begin()
+
+    def begin(self) -> None:
+        """From the beginning, as another version."""
+        self.epoch += 1
+        self.layout = Layout.of(self.size)
+        self.manifest: Manifest | None = None
+        self.active: dict[int, Order] = {}
+        self.done: set[int] = set()
+        self.kept_bytes = 0

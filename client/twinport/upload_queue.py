@@ -1,0 +1,168 @@
+"""What an upload asks for next, and how much at once."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from twinport_protocol.control import Limits
+from twinport_protocol.errors import ErrorCode
+from twinport_protocol.messages import Reply, ReplyKind, Verb
+
+from .engine import Event, EventKind, Order, OrderKind, Policy, Request
+from .engine_base import EngineBase
+from .errors import refusal
+from .sources import SourceFile
+from .upload_job import UploadJob
+
+
+class UploadQueue(EngineBase):
+    """Files and directories waiting to be asked for, within the bounds of the policy and of what the server takes."""
+
+    def __init__(
+        self,
+        limits: Limits,
+        policy: Policy,
+        clock: Callable[[], float],
+        new_id: Callable[[], str],
+        find: Callable[[SourceFile], SourceFile],
+        options: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(policy, clock)
+        self._limits = limits
+        self._new_id = new_id
+        self._find = find
+        self._options = dict(options or {})
+        self._small_bytes = min(policy.small_bytes, limits.piece, limits.credit)
+        self._fresh: deque[UploadJob] = deque()
+        self._fresh_large: deque[UploadJob] = deque()
+        self._directories: deque[str] = deque()
+        self._making: set[str] = set()
+        self._open: set[UploadJob] = set()
+        self._open_large = 0
+        self._open_bytes = 0
+        self._open_limit = policy.open_files
+
+    @property
+    def is_over(self) -> bool:
+        """Nothing is left to do."""
+        return (
+            self.input_closed
+            and not self._open
+            and not self._fresh
+            and not self._fresh_large
+            and not self._directories
+            and not self._making
+            and not self._again
+            and not self._outstanding
+        )
+
+    @property
+    def has_room(self) -> bool:
+        """Whether more may be added."""
+        return len(self._fresh) + len(self._fresh_large) + len(self._directories) < self.policy.backlog
+
+    def add(self, source: SourceFile) -> None:
+        """One more file to send."""
+        self.known_bytes += source.size
+        if source.size > self._limits.max_file:
+            error = refusal(ErrorCode.TOO_LARGE, f"cannot send {source.name}")
+            self._record_failure(source.name, error)
+            return
+        job = UploadJob(source, self._new_id())
+        (self._fresh_large if job.is_large else self._fresh).append(job)
+
+    def add_kept(self, source: SourceFile) -> None:
+        """A file that needs no sending: the server has it."""
+        self.known_bytes += source.size
+        self.done_bytes += source.size
+        self.report.files_kept += 1
+        self.report.bytes_kept += source.size
+        self.events.append(Event(EventKind.DONE, source.name, source.size))
+
+    def add_directory(self, name: str) -> None:
+        """One more empty directory to make."""
+        self._directories.append(name)
+
+    # commands ---------------------------------------------------------------------------------------------------------
+
+    def next_requests(self, room: int) -> list[Request]:
+        """At most ``room`` commands to send now."""
+        requests: list[Request] = []
+        while len(requests) < room:
+            if self._again:
+                request = self._again.popleft()
+                if request.job is None or request.epoch == request.job.epoch:
+                    requests.append(request)
+                continue
+            job = self._next_job()
+            if job is not None:
+                self._open.add(job)
+                self._open_large += job.is_large
+                self._open_bytes += 0 if job.is_large else job.source.size
+                requests.append(self._look_for(job) if job.is_large and not self._options else self._ask(job))
+            elif self._directories:
+                name = self._directories.popleft()
+                self._making.add(name)
+                requests.append(Request(Verb.MKDIR, (name,), {}, "directory", None))
+            else:
+                break
+        self._outstanding += len(requests)
+        return requests
+
+    def _next_job(self) -> UploadJob | None:
+        if self._paused or len(self._open) >= self._open_limit:
+            return None
+        if self._fresh_large and self._open_large < self.policy.open_large:
+            return self._fresh_large.popleft()
+        if self._fresh and (
+            not self._open_bytes or self._open_bytes + self._fresh[0].source.size <= self.policy.open_bytes
+        ):
+            return self._fresh.popleft()
+        return None
+
+    @staticmethod
+    def _look_for(job: UploadJob) -> Request:
+        return Request(Verb.STAT, (job.source.name,), {}, "stat", job, job.epoch)
+
+    def _ask(self, job: UploadJob, resume: str = "") -> Request:
+        source = job.source
+        options = {"upload": job.upload_id, "mtime": str(source.mtime_ns)}
+        if source.executable:
+            options["exec"] = "1"
+        if self._options:
+            options.update(self._options)
+        if resume:
+            options["resume"] = resume
+        words = (source.name, str(source.size))
+        return Request(Verb.UPLOAD, words, options, "resume" if resume else "ask", job, job.epoch)
+
+    def _directory_made(self, request: Request, reply: Reply) -> None:
+        name = request.words[0]
+        if reply.code in (ErrorCode.BUSY, ErrorCode.TIMEOUT):
+            self._after(self._wait_seconds(1, reply.retry_seconds), lambda: self._make_again(name))
+            return
+        self._making.discard(name)
+        if reply.kind is not ReplyKind.ERROR:
+            self.report.directories_done += 1
+        else:
+            self._record_failure(name, refusal(reply.code or ErrorCode.INTERNAL, f"cannot make the directory {name}"))
+
+    def _make_again(self, name: str) -> None:
+        if name in self._making:
+            self._making.discard(name)
+            self._directories.append(name)
+
+    # bounds -----------------------------------------------------------------------------------------------------------
+
+    def _on_taken(self, order: Order) -> None:
+        if order.kind is OrderKind.SEGMENT:
+            order.job.active.add(order.segment)
+        elif order.kind is OrderKind.LOOK:
+            order.known = frozenset(order.job.digests)
+
+    def _close(self, job: UploadJob) -> None:
+        if job in self._open:
+            self._open.remove(job)
+            self._open_large -= job.is_large
+            self._open_bytes -= 0 if job.is_large else job.source.size
