@@ -67,6 +67,13 @@ class Pair:
         fcntl.ioctl(self.client.fileno(), termios.TIOCOUTQ, count)
         return count[0]
 
+    def frame(self) -> Header:
+        """The next frame; it carries no payload."""
+        data = b""
+        while len(data) < HEADER_BYTES:
+            data += self.client.recv(HEADER_BYTES - len(data))
+        return Header._make(HEADER.unpack(data))
+
     def frames(self) -> list[Message]:
         """All frames until the worker closes; they carry no payload."""
         decoder = FrameDecoder(from_client=False)
@@ -106,10 +113,10 @@ def test_more_answers_than_are_read_stop_the_reading_and_none_is_lost() -> None:
         assert bursts < 1000, "it takes frames for ever"
         assert len(running.worker.session.outgoing) < 8192
         for _ in range(bursts * 500):
-            assert running.client.recv(HEADER_BYTES, socket.MSG_WAITALL)[0] == FrameType.ACK
+            assert running.frame().type == FrameType.ACK
         running.client.sendall(burst)
         for _ in range(500):
-            assert running.client.recv(HEADER_BYTES, socket.MSG_WAITALL)[0] == FrameType.ACK
+            assert running.frame().type == FrameType.ACK
 
 
 def test_what_was_said_before_a_farewell_arrives_though_the_client_goes_on_sending() -> None:
@@ -133,16 +140,11 @@ def test_draining_waits_for_the_end_of_the_frame_under_way() -> None:
             running.client.recv(1)
         running.client.settimeout(5)
         running.client.sendall(bytes(30))
-        frames = [Header._make(_unpack(running.client)) for _ in range(2)]
+        frames = [running.frame(), running.frame()]
         assert [frame.type for frame in frames] == [FrameType.ACK, FrameType.GOODBYE]
         running.client.close()
         running.thread.join(2)
         assert not running.thread.is_alive()
-
-
-def _unpack(client: socket.socket) -> tuple[int, ...]:
-
-    return HEADER.unpack(client.recv(HEADER_BYTES, socket.MSG_WAITALL))
 
 
 def test_draining_cuts_a_frame_that_does_not_end() -> None:
