@@ -4,6 +4,8 @@ one before."""
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -100,10 +102,11 @@ def _read(file: Path) -> Mapping[str, Any]:
             return values
     except OSError as error:
         raise ConfigError(f"cannot read {file}: {error.strerror}. Check --config.") from None
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} is not valid TOML: {error}") from None
 
 
+_INTEGER = re.compile("-?[0-9]{1,19}", re.ASCII)
 _WORDS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
 
@@ -113,12 +116,10 @@ def _convert(item: dataclasses.Field[Any], value: Any, origin: str) -> Any:
     try:
         if kind is bool:
             converted: Any = value if isinstance(value, bool) else _WORDS[str(value).lower()]
-        elif isinstance(value, bool):
-            raise ValueError
         elif issubclass(kind, Path):
             converted = Path(value)
         else:
-            converted = kind(value)
+            converted = _plain(kind, value)
     except (ValueError, KeyError, TypeError):
         raise ConfigError(f"{origin}: {value!r} is not {_article(kind)}.") from None
     choices = meta.get("choices")
@@ -128,6 +129,18 @@ def _convert(item: dataclasses.Field[Any], value: Any, origin: str) -> Any:
     if (least is not None and converted < least) or (most is not None and converted > most):
         bounds = f"at least {least}" + ("" if most is None else f" and at most {most}")
         raise ConfigError(f"{origin}: {converted} is out of range; it must be {bounds}.")
+    return converted
+
+
+def _plain(kind: type, value: Any) -> Any:
+    """``value`` as ``kind``. What Python would take besides (5.7 for 5, 1_0, nan, infinity) is somebody's mistake."""
+    if isinstance(value, bool) or (kind is str and not isinstance(value, str)):
+        raise ValueError
+    if kind is int and not (isinstance(value, int) or (isinstance(value, str) and _INTEGER.fullmatch(value))):
+        raise ValueError
+    converted = kind(value)
+    if kind is float and not math.isfinite(converted):
+        raise ValueError
     return converted
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from twinport_protocol.tickets import AUDIENCE_BYTES, KEY_BYTES, TicketKeys
 
 _MODE = 0o600
+_MAX_KEY_ID = 2**32 - 1
 
 
 class IdentityError(Exception):
@@ -58,6 +59,8 @@ def _parse(raw: str, path: Path) -> TicketKeys:
     try:
         value = json.loads(raw)
         keys = {int(number): bytes.fromhex(key) for number, key in value["keys"].items()}
+        if any(not 0 <= number <= _MAX_KEY_ID for number in keys):
+            raise ValueError
         return TicketKeys(bytes.fromhex(value["audience"]), keys, int(value["signing"]))
     except (ValueError, KeyError, TypeError, AttributeError):
         raise IdentityError(f"{path} is damaged. Restore it from a backup, or remove it to get new keys.") from None
