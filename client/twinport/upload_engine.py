@@ -65,6 +65,7 @@ class UploadEngine(UploadTroubles):
             if reply.options["root"] == self._known_root(job):
                 self._done(job)
             elif step == "resume" and job.own is not None:  # an earlier run's, published after all
+                job.resumable = ""
                 self._again.append(self._look_for(job))
             else:
                 self._fail(job, self._failure(job, ErrorCode.FENCED))

@@ -17,7 +17,19 @@ class UploadSteps(UploadQueue):
 
     def _send(self, job: UploadJob) -> None:
         """It is not there: begin, or try once more to go on with what an earlier run began."""
-        self._again.append(self._ask(job) if job.own is None else self._ask(job, resume=job.resumable))
+        if job.own is None:
+            self._again.append(self._ask(job))
+        elif job.resumable:
+            self._again.append(self._ask(job, resume=job.resumable))
+        else:
+            self._start_own(job)
+
+    def _start_own(self, job: UploadJob) -> None:
+        """The older upload cannot be had: the new one is open already."""
+        if job.own is not None:
+            job.upload_id, job.ticket, job.generation = job.own
+            job.own = None
+        self._start(job)
 
     def _start(self, job: UploadJob) -> None:
         job.started = True

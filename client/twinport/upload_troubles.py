@@ -98,10 +98,8 @@ class UploadTroubles(UploadSteps):
             job.troubles += 1
             request = self._look_for(job)
             self._after(self._wait_seconds(job.troubles, retry_seconds), lambda: self._again.append(request))
-        elif job.own is not None:  # the older upload cannot be had: the new one is open already
-            job.upload_id, job.ticket, job.generation = job.own
-            job.own = None
-            self._start(job)
+        elif job.own is not None:
+            self._start_own(job)
         elif code in (ErrorCode.UPLOAD_UNKNOWN, ErrorCode.UPLOAD_CLOSED):
             self._ask_again(job)  # gone with the old session, or published after all
             job.digests.clear()
