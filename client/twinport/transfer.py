@@ -173,8 +173,8 @@ class Transfer:
         if mark != self._mark:
             self._mark = mark
             self._moved_at = self._clock()
-            if not ended:
-                self._channel_backoff.reset()
+            # Also when it broke again: a line that moves something between two breaks is worth a quick next try.
+            self._channel_backoff.reset()
         lost = next((channel for channel in ended if channel.error is not None), None)
         if link_error is not None or (lost is not None and self._session.link.is_draining):
             self._regain(link_error or (lost and lost.error) or NetworkError("the server is stopping"))

@@ -83,9 +83,10 @@ def test_a_download_whose_channels_keep_breaking_arrives_whole_and_moves_little_
     proxy = make_proxy(shared_server, cut_after(5 * MEBI, "down"))
     connect(proxy, policy=hasty).get(f"{prefix}/file", tmp_path / "back")
     assert (tmp_path / "back/file").read_bytes() == path.read_bytes()
-    # What was received of a segment is kept over a lost channel; a read that was under way at the cut is all that is
-    # lost.
-    assert proxy.moved_bytes("down") < LARGE + 20 * 64 * 1024
+    # What was received of a segment is kept over a lost channel; only what the break left unread in buffers comes twice.
+    breaks = sum(passage.kind == "channel" for passage in proxy.passages)
+    assert breaks >= 10
+    assert proxy.moved_bytes("down") < LARGE + breaks * MEBI // 2
 
 
 @pytest.mark.parametrize("direction", ["up", "down"])
@@ -580,18 +581,18 @@ def test_a_slow_line_on_which_one_piece_takes_longer_than_the_patience_with_sile
     Policy
 ) -> None:
     """The line takes bytes slowly, the acknowledgement comes long after: the queue that shrinks shows life."""
-    path = make_file("file", 2 * MEBI)
+    path = make_file("file", MEBI)
     slow = threading.Event()
 
     def rule(passage: Passage, going: str, data: bytes) -> bytes | None:
         if passage.kind == "channel" and going == "up" and passage.number == 0:
             proxy.lock.release()
-            slow.wait(0.1)  # 64 KiB in 0.1 s, read from a small buffer, so that the rest waits at the client
+            slow.wait(0.3)  # 64 KiB in 0.3 s, read from a small buffer, so that the rest waits at the client
             proxy.lock.acquire()
         return data
 
     proxy = make_proxy(shared_server, rule)
-    client = connect(proxy, policy=hasty, silent_seconds=0.25, channels=1)
+    client = connect(proxy, policy=hasty, silent_seconds=1.0, channels=1)
     assert client.put(path, prefix).files_done == 1
     assert client.verify(f"{prefix}/file", path)
     assert sum(passage.kind == "channel" for passage in proxy.passages) == 1
