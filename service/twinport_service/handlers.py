@@ -156,7 +156,9 @@ class Handlers:
             return [self._resume(caller, command)]
         spec = self._spec(caller, command)
         resumable = self._desk.ledger.resumable(caller.user, spec.name, spec.size)
-        if resumable == spec.upload_id:
+        former = None if resumable is None else self._desk.ledger.load(resumable)
+        # A resumed upload keeps its precondition: another one than is asked for now might replace what must stay.
+        if former is None or resumable == spec.upload_id or former.spec.precondition != spec.precondition:
             resumable = None
         caller.allowance.spend(spec.size)
         try:
