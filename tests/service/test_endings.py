@@ -172,6 +172,11 @@ def test_a_client_learns_of_what_it_may_resume(control: RawControl, channel: Raw
     assert second.resumable == first.upload_id
     assert control.upload("y", TWO_SEGMENTS, upload_id()).resumable is None
     assert control.upload("x", TWO_SEGMENTS + 1, upload_id()).resumable is None
+    # A resumed upload keeps its precondition, so one with another is none to go on with.
+    careful = control.upload("x", TWO_SEGMENTS, upload_id(), {"if-absent": "1"})
+    assert careful.resumable is None
+    assert control.upload("x", TWO_SEGMENTS, upload_id(), {"if-absent": "1"}).resumable == careful.upload_id
+    assert control.upload("x", TWO_SEGMENTS, upload_id()).resumable is None
 
 
 # resume and fencing ---------------------------------------------------------------------------------------------------
