@@ -283,13 +283,13 @@ class LedgerMachine(RuleBasedStateMachine):
             self.sqlite.close()
 
 
-def test_sqlite_agrees_with_memory_across_restarts(tmp_path: Path) -> None:
+def test_sqlite_agrees_with_memory_across_restarts(shm_path: Path) -> None:
     numbers = itertools.count()
 
     class Machine(LedgerMachine):
         def __init__(self) -> None:
             super().__init__()
-            path = tmp_path / f"ledger{next(numbers)}.db"
+            path = shm_path / f"ledger{next(numbers)}.db"
             self.make = lambda: SqliteLedger(path, now=lambda: 0.0, checkpoint_writes=3)
 
     run_state_machine_as_test(

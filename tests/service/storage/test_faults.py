@@ -69,14 +69,14 @@ def assert_read_only(storage: LocalStorage) -> None:
 
 
 @pytest.mark.parametrize("number", FULL)
-def test_no_room_at_begin_is_told_before_a_byte_travels(tmp_path: Path, open_local: OpenLocal, number: int) -> None:
+def test_no_room_at_begin_is_told_before_a_byte_travels(shm_path: Path, open_local: OpenLocal, number: int) -> None:
     door = FaultyDoor()
-    storage = open_local(tmp_path / "root", door)
+    storage = open_local(shm_path / "root", door)
     door.fail("allocate", number)
     spec = make_spec("large", 10 * MIB)
     with refused(ErrorCode.DISK_FULL):
         storage.begin(spec)
-    assert staged_files(tmp_path / "root") == []
+    assert staged_files(shm_path / "root") == []
     with refused(ErrorCode.UPLOAD_UNKNOWN):
         storage.put_piece(spec.upload_id, 1, 0, 0, b"x")
     assert isinstance(commit_staged(storage, make_spec("large", MIB), bytes(MIB)), Published)
@@ -85,10 +85,10 @@ def test_no_room_at_begin_is_told_before_a_byte_travels(tmp_path: Path, open_loc
 @both_ways
 @pytest.mark.parametrize("number", FULL)
 def test_no_room_at_a_write_drops_that_upload_alone(
-    tmp_path: Path, open_local: OpenLocal, way: str, number: int
+    shm_path: Path, open_local: OpenLocal, way: str, number: int
 ) -> None:
     door = FaultyDoor()
-    storage = open_local(tmp_path / "root", door)
+    storage = open_local(shm_path / "root", door)
     door.fail("write", number)
     spec = make_spec("name", 3)
     if way == "small":
@@ -96,7 +96,7 @@ def test_no_room_at_a_write_drops_that_upload_alone(
     else:
         with refused(ErrorCode.DISK_FULL):
             stage(storage, spec, b"abc")
-    assert staged_files(tmp_path / "root") == []
+    assert staged_files(shm_path / "root") == []
     assert list_all(storage) == []
     put(storage, "name", b"room again")
 
@@ -109,17 +109,17 @@ class ShortDoor(DiskDoor):
 
 
 @both_ways
-def test_short_writes_are_gone_on_with(tmp_path: Path, open_local: OpenLocal, way: str) -> None:
-    storage = open_local(tmp_path / "root", ShortDoor())
+def test_short_writes_are_gone_on_with(shm_path: Path, open_local: OpenLocal, way: str) -> None:
+    storage = open_local(shm_path / "root", ShortDoor())
     data = bytes(range(256)) * 3
     assert isinstance(COMMITS[way](storage, make_spec("name", len(data)), data), Published)
     assert get(storage, "name")[1] == data
 
 
 @both_ways
-def test_failed_fsync_of_a_file(tmp_path: Path, open_local: OpenLocal, way: str) -> None:
+def test_failed_fsync_of_a_file(shm_path: Path, open_local: OpenLocal, way: str) -> None:
     door = FaultyDoor()
-    storage = open_local(tmp_path / "root", door)
+    storage = open_local(shm_path / "root", door)
     put(storage, "before", b"before")
     before = len(door.calls())
     door.fail("fsync", errno.EIO)
@@ -130,16 +130,16 @@ def test_failed_fsync_of_a_file(tmp_path: Path, open_local: OpenLocal, way: str)
     flushed = [descriptor for name, descriptor in door.calls()[before:] if name == "fsync"]
     assert len(flushed) == 1
     storage.close()
-    storage = open_local(tmp_path / "root")
+    storage = open_local(shm_path / "root")
     assert [entry.name for entry in list_all(storage)] == ["before"]
-    assert staged_files(tmp_path / "root") == []
+    assert staged_files(shm_path / "root") == []
     put(storage, "name", b"abc")
 
 
 @pytest.mark.parametrize("which", range(1, 6))
-def test_failed_fsync_of_one_of_many(tmp_path: Path, open_local: OpenLocal, which: int) -> None:
+def test_failed_fsync_of_one_of_many(shm_path: Path, open_local: OpenLocal, which: int) -> None:
     door = FaultyDoor()
-    storage = open_local(tmp_path / "root", door)
+    storage = open_local(shm_path / "root", door)
     door.fail("fsync", errno.EIO, which)
     outcomes = Outcomes()
     for number in range(5):
@@ -150,16 +150,16 @@ def test_failed_fsync_of_one_of_many(tmp_path: Path, open_local: OpenLocal, whic
     assert set(codes) <= {None, ErrorCode.STORAGE_FAULT, ErrorCode.READ_ONLY}
     published = {str(outcome.name) for outcome in told if isinstance(outcome, Published)}
     storage.close()
-    assert {entry.name for entry in list_all(open_local(tmp_path / "root"))} == published
+    assert {entry.name for entry in list_all(open_local(shm_path / "root"))} == published
 
 
 @both_ways
 @pytest.mark.parametrize("which", [1, 2])
 def test_failed_fsync_of_a_directory_leaves_the_outcome_open_until_a_restart(
-    tmp_path: Path, open_local: OpenLocal, way: str, which: int
+    shm_path: Path, open_local: OpenLocal, way: str, which: int
 ) -> None:
     door = FaultyDoor()
-    storage = open_local(tmp_path / "root", door)
+    storage = open_local(shm_path / "root", door)
     put(storage, "before", b"before")
     door.fail("fsync_directory", errno.EIO, which)
     spec = make_spec("dir/name", 3)
@@ -167,7 +167,7 @@ def test_failed_fsync_of_a_directory_leaves_the_outcome_open_until_a_restart(
     assert storage.finished(spec.upload_id) is None
     assert_read_only(storage)
     storage.close()
-    storage = open_local(tmp_path / "root")
+    storage = open_local(shm_path / "root")
     # No power was cut: the name is there, and the repeated commit learns it.
     outcomes = Outcomes()
     storage.commit(spec, Manifest(3, digest_of(b"abc")), outcomes)
@@ -176,9 +176,9 @@ def test_failed_fsync_of_a_directory_leaves_the_outcome_open_until_a_restart(
 
 
 @pytest.mark.parametrize("change", ["delete", "move", "make_directory"])
-def test_failed_fsync_after_a_change_of_names(tmp_path: Path, open_local: OpenLocal, change: str) -> None:
+def test_failed_fsync_after_a_change_of_names(shm_path: Path, open_local: OpenLocal, change: str) -> None:
     door = FaultyDoor()
-    storage = open_local(tmp_path / "root", door)
+    storage = open_local(shm_path / "root", door)
     put(storage, "before", b"before")
     put(storage, "file", b"x")
     door.fail("fsync_directory", errno.EIO)
@@ -193,9 +193,9 @@ def test_failed_fsync_after_a_change_of_names(tmp_path: Path, open_local: OpenLo
 
 
 @both_ways
-def test_failed_close_is_a_failed_write(tmp_path: Path, open_local: OpenLocal, way: str) -> None:
+def test_failed_close_is_a_failed_write(shm_path: Path, open_local: OpenLocal, way: str) -> None:
     door = FaultyDoor()
-    storage = open_local(tmp_path / "root", door)
+    storage = open_local(shm_path / "root", door)
     put(storage, "before", b"before")
     spec = make_spec("name", 3)
     outcomes = Outcomes()
@@ -216,9 +216,9 @@ def test_failed_close_is_a_failed_write(tmp_path: Path, open_local: OpenLocal, w
     [("database or disk is full", ErrorCode.DISK_FULL), ("disk I/O error", ErrorCode.STORAGE_FAULT)],
 )
 def test_failing_catalogue(
-    tmp_path: Path, open_local: OpenLocal, monkeypatch: pytest.MonkeyPatch, text: str, code: ErrorCode
+    shm_path: Path, open_local: OpenLocal, monkeypatch: pytest.MonkeyPatch, text: str, code: ErrorCode
 ) -> None:
-    storage = open_local(tmp_path / "root")
+    storage = open_local(shm_path / "root")
     put(storage, "before", b"before")
 
     def fail(rows: object) -> int:
@@ -227,7 +227,7 @@ def test_failing_catalogue(
     with monkeypatch.context() as patch:
         patch.setattr(storage._catalogue, "record", fail)
         assert code_of(commit_small(storage, make_spec("small", 1), b"x")) is code
-    assert staged_files(tmp_path / "root") == []
+    assert staged_files(shm_path / "root") == []
     assert [entry.name for entry in list_all(storage)] == ["before"]
     if code is ErrorCode.DISK_FULL:
         put(storage, "small", b"room again")
@@ -235,9 +235,9 @@ def test_failing_catalogue(
         assert_read_only(storage)
 
 
-def test_failing_reads(tmp_path: Path, open_local: OpenLocal) -> None:
+def test_failing_reads(shm_path: Path, open_local: OpenLocal) -> None:
     door = FaultyDoor()
-    storage = open_local(tmp_path / "root", door)
+    storage = open_local(shm_path / "root", door)
     put(storage, "file", bytes(MIB))
     version = storage.open_version(parse_name("file"))
     reader = storage.open_reader(version.token)
@@ -254,11 +254,11 @@ def test_failing_reads(tmp_path: Path, open_local: OpenLocal) -> None:
     assert read(storage, version.token, MIB) == bytes(MIB)
 
 
-def test_file_that_was_cut_short_is_corrupt(tmp_path: Path, open_local: OpenLocal) -> None:
-    storage = open_local(tmp_path / "root")
+def test_file_that_was_cut_short_is_corrupt(shm_path: Path, open_local: OpenLocal) -> None:
+    storage = open_local(shm_path / "root")
     put(storage, "file", bytes(MIB))
     reader = storage.open_reader(storage.open_version(parse_name("file")).token)
-    os.truncate(tmp_path / "root/file", 1000)
+    os.truncate(shm_path / "root/file", 1000)
     ours, theirs = socket.socketpair()
     with ours, theirs:
         with refused(ErrorCode.CORRUPT):
@@ -331,11 +331,11 @@ def test_error_at_every_call_of_the_way(shm_path: Path, open_local: OpenLocal) -
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def small_disk(shm_path: Path) -> Iterator[Path]:
     """A file system of 12 MiB and few inodes."""
     if os.geteuid() != 0:
         pytest.skip("mounting needs root; the injected faults above run everywhere")
-    path = tmp_path / "disk"
+    path = shm_path / "disk"
     path.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m,nr_inodes=150", "tmpfs", path], check=True)
     try:
@@ -406,12 +406,12 @@ def test_real_disk_without_inodes(small_disk: Path) -> None:
         storage.close()
 
 
-def test_root_that_cannot_be_used(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"")
+def test_root_that_cannot_be_used(shm_path: Path) -> None:
+    (shm_path / "file").write_bytes(b"")
     with pytest.raises(StorageError, match="cannot be used"):
-        LocalStorage(tmp_path / "file")
+        LocalStorage(shm_path / "file")
     door = FaultyDoor()
     door.fail("make_directory", errno.EROFS)
     with pytest.raises(StorageError, match="Read-only"):
-        LocalStorage(tmp_path / "root", door)
-    assert stat.S_ISREG((tmp_path / "file").stat().st_mode)
+        LocalStorage(shm_path / "root", door)
+    assert stat.S_ISREG((shm_path / "file").stat().st_mode)

@@ -60,39 +60,39 @@ def hashed_bytes(door: FaultyDoor, use: Callable[[], object]) -> int:
 # start ---------------------------------------------------------------------------------------------------------------
 
 
-def test_root_is_made_and_marked(tmp_path: Path, open_local: OpenLocal) -> None:
-    open_local(tmp_path / "a/b/root")
-    own = tmp_path / "a/b/root/.twinport"
+def test_root_is_made_and_marked(shm_path: Path, open_local: OpenLocal) -> None:
+    open_local(shm_path / "a/b/root")
+    own = shm_path / "a/b/root/.twinport"
     assert stat.S_IMODE(own.stat().st_mode) == 0o700
     first = (own / "storage").read_text()
     assert first.startswith("twinport storage 1\n")
-    open_local(tmp_path / "other")
-    assert (tmp_path / "other/.twinport/storage").read_text() != first
+    open_local(shm_path / "other")
+    assert (shm_path / "other/.twinport/storage").read_text() != first
 
 
-def test_second_server_on_one_root_is_refused(tmp_path: Path, open_local: OpenLocal) -> None:
-    first = open_local(tmp_path / "root")
+def test_second_server_on_one_root_is_refused(shm_path: Path, open_local: OpenLocal) -> None:
+    first = open_local(shm_path / "root")
     with pytest.raises(StorageInUse, match="served by another process"):
-        LocalStorage(tmp_path / "root")
+        LocalStorage(shm_path / "root")
     program = "import sys; from pathlib import Path; from twinport_service.storage.local import LocalStorage"
     child = subprocess.run(
-        [sys.executable, "-c", f"{program}; LocalStorage(Path(sys.argv[1]))", str(tmp_path / "root")],
+        [sys.executable, "-c", f"{program}; LocalStorage(Path(sys.argv[1]))", str(shm_path / "root")],
         capture_output=True,
         text=True,
         check=False,
     )
     assert "StorageInUse" in child.stderr
     first.close()
-    open_local(tmp_path / "root")
+    open_local(shm_path / "root")
 
 
-def test_missing_mount_is_noticed(tmp_path: Path, open_local: OpenLocal) -> None:
-    (tmp_path / "mount").mkdir()
+def test_missing_mount_is_noticed(shm_path: Path, open_local: OpenLocal) -> None:
+    (shm_path / "mount").mkdir()
     with pytest.raises(StorageMissing, match="is its disk mounted"):
-        LocalStorage(tmp_path / "mount", require_used=True)
-    assert list((tmp_path / "mount").iterdir()) == []
-    open_local(tmp_path / "used").close()
-    open_local(tmp_path / "used", require_used=True)
+        LocalStorage(shm_path / "mount", require_used=True)
+    assert list((shm_path / "mount").iterdir()) == []
+    open_local(shm_path / "used").close()
+    open_local(shm_path / "used", require_used=True)
 
 
 @pytest.mark.parametrize(
@@ -105,41 +105,41 @@ def test_missing_mount_is_noticed(tmp_path: Path, open_local: OpenLocal) -> None
         (".twinport", b"a file"),
     ],
 )
-def test_unknown_things_in_the_storages_place_are_left_alone(tmp_path: Path, path: str, content: bytes) -> None:
-    target = tmp_path / "root" / path
+def test_unknown_things_in_the_storages_place_are_left_alone(shm_path: Path, path: str, content: bytes) -> None:
+    target = shm_path / "root" / path
     target.parent.mkdir(parents=True)
     target.write_bytes(content)
     with pytest.raises(StorageUnknown, match=r"move it away|another version"):
-        LocalStorage(tmp_path / "root")
+        LocalStorage(shm_path / "root")
     assert target.read_bytes() == content
 
 
-def test_catalogue_of_a_newer_version_is_refused(tmp_path: Path, open_local: OpenLocal) -> None:
-    open_local(tmp_path / "root").close()
-    database = sqlite3.connect(tmp_path / "root/.twinport/manifests.db")
+def test_catalogue_of_a_newer_version_is_refused(shm_path: Path, open_local: OpenLocal) -> None:
+    open_local(shm_path / "root").close()
+    database = sqlite3.connect(shm_path / "root/.twinport/manifests.db")
     database.execute("PRAGMA user_version = 7")
     database.close()
     with pytest.raises(StorageUnknown, match="newer"):
-        LocalStorage(tmp_path / "root")
+        LocalStorage(shm_path / "root")
 
 
-def test_own_directory_is_never_a_link(tmp_path: Path) -> None:
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "root").mkdir()
-    (tmp_path / "root/.twinport").symlink_to(tmp_path / "elsewhere")
+def test_own_directory_is_never_a_link(shm_path: Path) -> None:
+    (shm_path / "elsewhere").mkdir()
+    (shm_path / "root").mkdir()
+    (shm_path / "root/.twinport").symlink_to(shm_path / "elsewhere")
     with pytest.raises(StorageUnknown, match="not a directory"):
-        LocalStorage(tmp_path / "root")
-    assert list((tmp_path / "elsewhere").iterdir()) == []
+        LocalStorage(shm_path / "root")
+    assert list((shm_path / "elsewhere").iterdir()) == []
 
 
-def test_close_without_start_and_twice(tmp_path: Path) -> None:
-    storage = LocalStorage(tmp_path / "root")
+def test_close_without_start_and_twice(shm_path: Path) -> None:
+    storage = LocalStorage(shm_path / "root")
     storage.close()
     storage.close()
 
 
-def test_closed_storage_takes_no_commits(tmp_path: Path, open_local: OpenLocal) -> None:
-    storage = open_local(tmp_path / "root")
+def test_closed_storage_takes_no_commits(shm_path: Path, open_local: OpenLocal) -> None:
+    storage = open_local(shm_path / "root")
     spec = make_spec("staged", 3)
     manifest = stage(storage, spec, b"abc")
     storage.close()
@@ -149,8 +149,8 @@ def test_closed_storage_takes_no_commits(tmp_path: Path, open_local: OpenLocal) 
         storage.commit(spec, manifest, Outcomes())
 
 
-def test_close_finishes_what_is_under_way(tmp_path: Path, open_local: OpenLocal) -> None:
-    storage = open_local(tmp_path / "root")
+def test_close_finishes_what_is_under_way(shm_path: Path, open_local: OpenLocal) -> None:
+    storage = open_local(shm_path / "root")
     outcomes = Outcomes()
     for number in range(300):
         storage.commit_small(make_spec(f"f{number}", 1), b"x", digest_of(b"x"), outcomes)
@@ -158,21 +158,21 @@ def test_close_finishes_what_is_under_way(tmp_path: Path, open_local: OpenLocal)
     storage.commit(spec, stage(storage, spec, LARGE), outcomes)
     storage.close()
     assert all(isinstance(outcomes.next(), Published) for _ in range(301))
-    assert len(list_all(open_local(tmp_path / "root"))) == 301
+    assert len(list_all(open_local(shm_path / "root"))) == 301
 
 
 # recovery ------------------------------------------------------------------------------------------------------------
 
 
-def test_staging_of_live_uploads_survives_and_can_be_gone_on_with(tmp_path: Path, open_local: OpenLocal) -> None:
-    storage = open_local(tmp_path / "root")
+def test_staging_of_live_uploads_survives_and_can_be_gone_on_with(shm_path: Path, open_local: OpenLocal) -> None:
+    storage = open_local(shm_path / "root")
     kept, dropped = make_spec("kept", len(LARGE)), make_spec("dropped", len(LARGE))
     for spec in (kept, dropped):
         storage.begin(spec)
         storage.put_piece(spec.upload_id, 1, 0, 0, LARGE[:SEGMENT])
     storage.close()
     unknown = b"u" * 16
-    storage = LocalStorage(tmp_path / "root")
+    storage = LocalStorage(shm_path / "root")
     try:
         assert set(storage.start([kept.upload_id, unknown])) == {kept.upload_id}
         buffer = bytearray(SEGMENT)
@@ -190,12 +190,12 @@ def test_staging_of_live_uploads_survives_and_can_be_gone_on_with(tmp_path: Path
         storage.close()
 
 
-def test_finished_uploads_and_manifests_survive_a_restart(tmp_path: Path, open_local: OpenLocal) -> None:
-    storage = open_local(tmp_path / "root")
+def test_finished_uploads_and_manifests_survive_a_restart(shm_path: Path, open_local: OpenLocal) -> None:
+    storage = open_local(shm_path / "root")
     small, large = put(storage, "small", b"bytes"), put(storage, "large", LARGE)
     storage.close()
     door = FaultyDoor()
-    storage = open_local(tmp_path / "root", door)
+    storage = open_local(shm_path / "root", door)
     assert storage.finished(small.upload_id) == small
     assert storage.finished(large.upload_id) == large
     assert {entry.name: entry.root for entry in list_all(storage)} == {"small": small.root, "large": large.root}
@@ -204,35 +204,35 @@ def test_finished_uploads_and_manifests_survive_a_restart(tmp_path: Path, open_l
 
 
 @pytest.mark.parametrize("change", ["none", "gone", "replaced", "touched"])
-def test_row_that_a_crash_left_open_is_decided_by_its_file(tmp_path: Path, open_local: OpenLocal, change: str) -> None:
-    storage = open_local(tmp_path / "root")
+def test_row_that_a_crash_left_open_is_decided_by_its_file(shm_path: Path, open_local: OpenLocal, change: str) -> None:
+    storage = open_local(shm_path / "root")
     published = put(storage, "name", b"bytes")
     storage.close()
     # As if the process had died before the batch was settled.
-    database = sqlite3.connect(tmp_path / "root/.twinport/manifests.db")
+    database = sqlite3.connect(shm_path / "root/.twinport/manifests.db")
     database.execute("UPDATE settled SET id = 0")
     database.execute("UPDATE publications SET ctime_ns = NULL")
     database.commit()
     database.close()
-    path = tmp_path / "root/name"
+    path = shm_path / "root/name"
     if change == "gone":
         path.unlink()
     elif change == "replaced":
-        (tmp_path / "root/new").write_bytes(b"BYTES")
-        os.utime(tmp_path / "root/new", ns=(published.mtime_ns, published.mtime_ns))
-        os.rename(tmp_path / "root/new", path)
+        (shm_path / "root/new").write_bytes(b"BYTES")
+        os.utime(shm_path / "root/new", ns=(published.mtime_ns, published.mtime_ns))
+        os.rename(shm_path / "root/new", path)
     elif change == "touched":
         os.utime(path)
-    storage = open_local(tmp_path / "root")
+    storage = open_local(shm_path / "root")
     assert storage.finished(published.upload_id) == (published if change == "none" else None)
     storage.close()
-    storage = open_local(tmp_path / "root")
+    storage = open_local(shm_path / "root")
     assert storage.finished(published.upload_id) == (published if change == "none" else None)
 
 
-def test_finished_uploads_are_forgotten_after_a_day_and_manifests_kept(tmp_path: Path, open_local: OpenLocal) -> None:
+def test_finished_uploads_are_forgotten_after_a_day_and_manifests_kept(shm_path: Path, open_local: OpenLocal) -> None:
     clock = [2_000_000_000.0]
-    storage = open_local(tmp_path / "root", now=lambda: clock[0])
+    storage = open_local(shm_path / "root", now=lambda: clock[0])
     kept = put(storage, "kept", b"kept")
     for _ in range(5):
         put(storage, "again and again", b"x")
@@ -245,7 +245,7 @@ def test_finished_uploads_are_forgotten_after_a_day_and_manifests_kept(tmp_path:
     clock[0] += 2
     assert storage.finished(kept.upload_id) is None
     storage._catalogue.purge()
-    rows = sqlite3.connect(tmp_path / "root/.twinport/manifests.db")
+    rows = sqlite3.connect(shm_path / "root/.twinport/manifests.db")
     assert sorted(rows.execute("SELECT path, upload FROM publications")) == [("again and again", None), ("kept", None)]
     rows.close()
     assert storage.stat(parse_name("kept")).root == digest_of(b"kept")
@@ -253,16 +253,16 @@ def test_finished_uploads_are_forgotten_after_a_day_and_manifests_kept(tmp_path:
 
 
 def test_purge_goes_through_all_rows_in_bounded_steps(
-    tmp_path: Path, open_local: OpenLocal, monkeypatch: pytest.MonkeyPatch
+    shm_path: Path, open_local: OpenLocal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("twinport_service.storage.catalogue.PURGE_ROWS", 7)
     clock = [2_000_000_000.0]
-    storage = open_local(tmp_path / "root", now=lambda: clock[0])
+    storage = open_local(shm_path / "root", now=lambda: clock[0])
     for number in range(40):
         put(storage, f"f{number % 4}", b"x")
     clock[0] += 25 * 3600
     put(storage, "f0", b"newest")
-    rows = sqlite3.connect(tmp_path / "root/.twinport/manifests.db")
+    rows = sqlite3.connect(shm_path / "root/.twinport/manifests.db")
     counts = []
     for _ in range(14):
         storage._catalogue.purge()
@@ -276,8 +276,8 @@ def test_purge_goes_through_all_rows_in_bounded_steps(
 # manifests of foreign files ------------------------------------------------------------------------------------------
 
 
-def test_foreign_file_is_hashed_once_when_it_has_rested(tmp_path: Path, open_local: OpenLocal) -> None:
-    root = tmp_path / "root"
+def test_foreign_file_is_hashed_once_when_it_has_rested(shm_path: Path, open_local: OpenLocal) -> None:
+    root = shm_path / "root"
     root.mkdir()
     (root / "foreign").write_bytes(LARGE)
     door = FaultyDoor()
@@ -293,10 +293,10 @@ def test_foreign_file_is_hashed_once_when_it_has_rested(tmp_path: Path, open_loc
     assert hashed_bytes(door, lambda: storage.open_version(parse_name("foreign"))) == 0
 
 
-def test_manifest_of_a_file_that_changed_just_now_is_not_kept(tmp_path: Path, open_local: OpenLocal) -> None:
+def test_manifest_of_a_file_that_changed_just_now_is_not_kept(shm_path: Path, open_local: OpenLocal) -> None:
     door = FaultyDoor()
-    storage = open_local(tmp_path / "root", door)
-    (tmp_path / "root/fresh").write_bytes(b"fresh")
+    storage = open_local(shm_path / "root", door)
+    (shm_path / "root/fresh").write_bytes(b"fresh")
     for _ in range(2):
         assert hashed_bytes(door, lambda: storage.open_version(parse_name("fresh"))) > 0
     assert storage.stat(parse_name("fresh")).root is None
@@ -304,15 +304,15 @@ def test_manifest_of_a_file_that_changed_just_now_is_not_kept(tmp_path: Path, op
 
 @pytest.mark.parametrize("kind", ["content", "mtime put back", "replaced"])
 def test_published_file_that_was_changed_by_hand_is_hashed_anew(
-    tmp_path: Path, open_local: OpenLocal, kind: str
+    shm_path: Path, open_local: OpenLocal, kind: str
 ) -> None:
-    storage = open_local(tmp_path / "root")
+    storage = open_local(shm_path / "root")
     put(storage, "name", b"first bytes")
-    path = tmp_path / "root/name"
+    path = shm_path / "root/name"
     facts = path.stat()
     if kind == "replaced":
-        (tmp_path / "root/new").write_bytes(b"other bytes")
-        os.rename(tmp_path / "root/new", path)
+        (shm_path / "root/new").write_bytes(b"other bytes")
+        os.rename(shm_path / "root/new", path)
     else:
         threading.Event().wait(0.02)  # the file system's clock ticks every few milliseconds
         path.write_bytes(b"other bytes")
@@ -328,8 +328,8 @@ def test_published_file_that_was_changed_by_hand_is_hashed_anew(
     assert isinstance(commit_small(storage, make_spec("name", 1, precondition=matches), b"x"), Published)
 
 
-def test_file_that_never_rests_is_changed(tmp_path: Path, open_local: OpenLocal) -> None:
-    path = tmp_path / "root/busy"
+def test_file_that_never_rests_is_changed(shm_path: Path, open_local: OpenLocal) -> None:
+    path = shm_path / "root/busy"
 
     class GrowingDoor(FaultyDoor):
         def read_into(self, descriptor: int, buffer: bytearray | memoryview, offset: int) -> int:
@@ -337,14 +337,14 @@ def test_file_that_never_rests_is_changed(tmp_path: Path, open_local: OpenLocal)
                 file.write(b"more")
             return super().read_into(descriptor, buffer, offset)
 
-    storage = open_local(tmp_path / "root", GrowingDoor())
+    storage = open_local(shm_path / "root", GrowingDoor())
     path.write_bytes(b"start")
     with refused(ErrorCode.CHANGED):
         storage.open_version(parse_name("busy"))
 
 
-def test_file_that_changes_once_while_it_is_hashed(tmp_path: Path, open_local: OpenLocal) -> None:
-    path = tmp_path / "root/busy"
+def test_file_that_changes_once_while_it_is_hashed(shm_path: Path, open_local: OpenLocal) -> None:
+    path = shm_path / "root/busy"
     changes = iter([b"second, longer"])
 
     class ChangingDoor(FaultyDoor):
@@ -353,18 +353,18 @@ def test_file_that_changes_once_while_it_is_hashed(tmp_path: Path, open_local: O
                 path.write_bytes(content)
             return super().read_into(descriptor, buffer, offset)
 
-    storage = open_local(tmp_path / "root", ChangingDoor())
+    storage = open_local(shm_path / "root", ChangingDoor())
     path.write_bytes(b"first")
     assert storage.open_version(parse_name("busy")).root == digest_of(b"second, longer")
 
 
-def test_lost_catalogue_is_made_anew(tmp_path: Path, open_local: OpenLocal) -> None:
-    storage = open_local(tmp_path / "root")
+def test_lost_catalogue_is_made_anew(shm_path: Path, open_local: OpenLocal) -> None:
+    storage = open_local(shm_path / "root")
     published = put(storage, "name", LARGE)
     storage.close()
-    for path in (tmp_path / "root/.twinport").glob("manifests.db*"):
+    for path in (shm_path / "root/.twinport").glob("manifests.db*"):
         path.unlink()
-    storage = open_local(tmp_path / "root")
+    storage = open_local(shm_path / "root")
     assert storage.stat(parse_name("name")).root is None
     assert storage.open_version(parse_name("name")).root == published.root
     assert storage.finished(published.upload_id) is None
@@ -373,8 +373,8 @@ def test_lost_catalogue_is_made_anew(tmp_path: Path, open_local: OpenLocal) -> N
 # versions ------------------------------------------------------------------------------------------------------------
 
 
-def test_open_versions_are_bounded(tmp_path: Path, open_local: OpenLocal) -> None:
-    storage = open_local(tmp_path / "root", limits=Limits(open_versions=3))
+def test_open_versions_are_bounded(shm_path: Path, open_local: OpenLocal) -> None:
+    storage = open_local(shm_path / "root", limits=Limits(open_versions=3))
     versions = []
     for number in range(5):
         put(storage, f"f{number}", bytes([number]) * MIB)
@@ -393,8 +393,8 @@ def test_open_versions_are_bounded(tmp_path: Path, open_local: OpenLocal) -> Non
     readers[0].close()
 
 
-def test_small_version_that_was_replaced_is_gone(tmp_path: Path, open_local: OpenLocal) -> None:
-    storage = open_local(tmp_path / "root")
+def test_small_version_that_was_replaced_is_gone(shm_path: Path, open_local: OpenLocal) -> None:
+    storage = open_local(shm_path / "root")
     put(storage, "name", b"one")
     token = storage.open_version(parse_name("name")).token
     assert read(storage, token, 3) == b"one"
@@ -406,12 +406,12 @@ def test_small_version_that_was_replaced_is_gone(tmp_path: Path, open_local: Ope
         storage.open_reader(token)
 
 
-def test_token_survives_a_restart(tmp_path: Path, open_local: OpenLocal) -> None:
-    storage = open_local(tmp_path / "root")
+def test_token_survives_a_restart(shm_path: Path, open_local: OpenLocal) -> None:
+    storage = open_local(shm_path / "root")
     put(storage, "name", LARGE)
     version = storage.open_version(parse_name("name"))
     storage.close()
-    storage = open_local(tmp_path / "root")
+    storage = open_local(shm_path / "root")
     assert read(storage, version.token, version.size) == LARGE
     assert storage.manifest(version.token).root == version.root
     put(storage, "name", LARGE[1:])
@@ -419,8 +419,8 @@ def test_token_survives_a_restart(tmp_path: Path, open_local: OpenLocal) -> None
         storage.manifest(version.token)
 
 
-def test_send_to_a_socket(tmp_path: Path, open_local: OpenLocal) -> None:
-    storage = open_local(tmp_path / "root")
+def test_send_to_a_socket(shm_path: Path, open_local: OpenLocal) -> None:
+    storage = open_local(shm_path / "root")
     put(storage, "name", LARGE)
     reader = storage.open_reader(storage.open_version(parse_name("name")).token)
     assert reader.zero_copy
@@ -445,9 +445,9 @@ def test_send_to_a_socket(tmp_path: Path, open_local: OpenLocal) -> None:
 # staging -------------------------------------------------------------------------------------------------------------
 
 
-def test_open_stagings_are_bounded_and_flushed_when_let_go(tmp_path: Path, open_local: OpenLocal) -> None:
+def test_open_stagings_are_bounded_and_flushed_when_let_go(shm_path: Path, open_local: OpenLocal) -> None:
     door = FaultyDoor()
-    storage = open_local(tmp_path / "root", door, limits=Limits(open_stagings=2))
+    storage = open_local(shm_path / "root", door, limits=Limits(open_stagings=2))
     specs = [make_spec(f"f{number}", 1000) for number in range(5)]
     for spec in specs:
         storage.begin(spec)
@@ -465,9 +465,9 @@ def test_open_stagings_are_bounded_and_flushed_when_let_go(tmp_path: Path, open_
     assert get(storage, "f3")[1] == bytes([3]) * 1000
 
 
-def test_failed_flush_of_a_staging_that_is_let_go(tmp_path: Path, open_local: OpenLocal) -> None:
+def test_failed_flush_of_a_staging_that_is_let_go(shm_path: Path, open_local: OpenLocal) -> None:
     door = FaultyDoor()
-    storage = open_local(tmp_path / "root", door, limits=Limits(open_stagings=1))
+    storage = open_local(shm_path / "root", door, limits=Limits(open_stagings=1))
     first, second = make_spec("first", 10), make_spec("second", 10)
     storage.begin(first)
     storage.put_piece(first.upload_id, 1, 0, 0, bytes(10))
@@ -477,9 +477,9 @@ def test_failed_flush_of_a_staging_that_is_let_go(tmp_path: Path, open_local: Op
         storage.put_piece(second.upload_id, 1, 0, 0, bytes(10))
 
 
-def test_write_back_is_started_while_bytes_arrive(tmp_path: Path, open_local: OpenLocal) -> None:
+def test_write_back_is_started_while_bytes_arrive(shm_path: Path, open_local: OpenLocal) -> None:
     door = FaultyDoor()
-    storage = open_local(tmp_path / "root", door)
+    storage = open_local(shm_path / "root", door)
     spec = make_spec("large", 3 * SEGMENT)
     storage.begin(spec)
     started = []
@@ -490,8 +490,8 @@ def test_write_back_is_started_while_bytes_arrive(tmp_path: Path, open_local: Op
     assert started == [1, 2, 3]
 
 
-def test_piece_beyond_the_end_is_refused(tmp_path: Path, open_local: OpenLocal) -> None:
-    storage = open_local(tmp_path / "root")
+def test_piece_beyond_the_end_is_refused(shm_path: Path, open_local: OpenLocal) -> None:
+    storage = open_local(shm_path / "root")
     spec = make_spec("name", 10)
     storage.begin(spec)
     with refused(ErrorCode.BAD_REQUEST):
@@ -511,18 +511,18 @@ def send_batch(storage: LocalStorage, count: int) -> list[Published | Refusal]:
     return [outcomes.next() for _ in range(count)]
 
 
-def test_many_files_share_their_flushes(tmp_path: Path, open_local: OpenLocal) -> None:
+def test_many_files_share_their_flushes(shm_path: Path, open_local: OpenLocal) -> None:
     door = FaultyDoor()
-    storage = open_local(tmp_path / "root", door)
+    storage = open_local(shm_path / "root", door)
     before = door.count("fsync", "fsync_directory", "sync_file_system")
     assert all(isinstance(outcome, Published) for outcome in send_batch(storage, 400))
     assert door.count("fsync", "fsync_directory", "sync_file_system") - before < 200
     assert door.count("sync_file_system") > 0
 
 
-def test_failed_common_flush_fails_all_of_its_files(tmp_path: Path, open_local: OpenLocal) -> None:
+def test_failed_common_flush_fails_all_of_its_files(shm_path: Path, open_local: OpenLocal) -> None:
     door = FaultyDoor()
-    storage = open_local(tmp_path / "root", door)
+    storage = open_local(shm_path / "root", door)
     door.fail("sync_file_system", errno.EIO)
     told = send_batch(storage, 300)
     published = {str(outcome.name) for outcome in told if isinstance(outcome, Published)}
@@ -531,15 +531,15 @@ def test_failed_common_flush_fails_all_of_its_files(tmp_path: Path, open_local: 
     assert ErrorCode.STORAGE_FAULT in codes
     assert door.count("sync_file_system") == 1
     storage.close()
-    assert {entry.name for entry in list_all(open_local(tmp_path / "root"))} == published
+    assert {entry.name for entry in list_all(open_local(shm_path / "root"))} == published
 
 
 @pytest.mark.parametrize("reason", ["a large upload", "slow", "dishonest"])
 def test_common_flush_is_avoided(
-    tmp_path: Path, open_local: OpenLocal, monkeypatch: pytest.MonkeyPatch, reason: str
+    shm_path: Path, open_local: OpenLocal, monkeypatch: pytest.MonkeyPatch, reason: str
 ) -> None:
     door = FaultyDoor()
-    storage = open_local(tmp_path / "root", door)
+    storage = open_local(shm_path / "root", door)
     if reason == "a large upload":
         stage(storage, make_spec("large", 10), bytes(10))
     elif reason == "slow":
@@ -554,7 +554,7 @@ def test_common_flush_is_avoided(
     assert door.count("fsync") >= 200
 
 
-def test_large_commits_do_not_hold_up_small_ones(tmp_path: Path, open_local: OpenLocal) -> None:
+def test_large_commits_do_not_hold_up_small_ones(shm_path: Path, open_local: OpenLocal) -> None:
     gate = threading.Event()
 
     class SlowDoor(FaultyDoor):
@@ -563,7 +563,7 @@ def test_large_commits_do_not_hold_up_small_ones(tmp_path: Path, open_local: Ope
                 assert gate.wait(20)
             super().fsync(descriptor)
 
-    storage = open_local(tmp_path / "root", SlowDoor(), limits=Limits(flush_threads=1))
+    storage = open_local(shm_path / "root", SlowDoor(), limits=Limits(flush_threads=1))
     outcomes = Outcomes()
     for number in range(2):
         spec = make_spec(f"large{number}", 2 * MIB)
@@ -574,7 +574,7 @@ def test_large_commits_do_not_hold_up_small_ones(tmp_path: Path, open_local: Ope
     assert all(isinstance(outcomes.next(), Published) for _ in range(2))
 
 
-def test_small_commits_under_way_are_bounded(tmp_path: Path, open_local: OpenLocal) -> None:
+def test_small_commits_under_way_are_bounded(shm_path: Path, open_local: OpenLocal) -> None:
     gate = threading.Event()
 
     class SlowDoor(FaultyDoor):
@@ -583,7 +583,7 @@ def test_small_commits_under_way_are_bounded(tmp_path: Path, open_local: OpenLoc
                 assert gate.wait(20)
             return super().open_at(directory, name, flags, mode)
 
-    storage = open_local(tmp_path / "root", SlowDoor(), limits=Limits(small_files=4))
+    storage = open_local(shm_path / "root", SlowDoor(), limits=Limits(small_files=4))
     outcomes = Outcomes()
     sent = []
 
@@ -603,8 +603,8 @@ def test_small_commits_under_way_are_bounded(tmp_path: Path, open_local: OpenLoc
     assert all(isinstance(outcomes.next(), Published) for _ in range(6))
 
 
-def test_callback_that_raises_harms_nobody(tmp_path: Path, open_local: OpenLocal) -> None:
-    storage = open_local(tmp_path / "root")
+def test_callback_that_raises_harms_nobody(shm_path: Path, open_local: OpenLocal) -> None:
+    storage = open_local(shm_path / "root")
 
     def raise_error(outcome: object) -> None:
         raise RuntimeError("a bug above")
@@ -614,8 +614,8 @@ def test_callback_that_raises_harms_nobody(tmp_path: Path, open_local: OpenLocal
     assert [entry.name for entry in list_all(storage)] == ["one", "two"]
 
 
-def test_staged_commit_of_another_size_is_incomplete(tmp_path: Path, open_local: OpenLocal) -> None:
-    storage = open_local(tmp_path / "root")
+def test_staged_commit_of_another_size_is_incomplete(shm_path: Path, open_local: OpenLocal) -> None:
+    storage = open_local(shm_path / "root")
     spec = make_spec("name", 10)
     stage(storage, spec, bytes(10))
     outcomes = Outcomes()
@@ -626,8 +626,8 @@ def test_staged_commit_of_another_size_is_incomplete(tmp_path: Path, open_local:
     assert outcome.code is ErrorCode.INCOMPLETE
 
 
-def test_small_commit_of_too_much_is_a_mistake_of_the_caller(tmp_path: Path, open_local: OpenLocal) -> None:
-    storage = open_local(tmp_path / "root")
+def test_small_commit_of_too_much_is_a_mistake_of_the_caller(shm_path: Path, open_local: OpenLocal) -> None:
+    storage = open_local(shm_path / "root")
     data = bytes(300_000)
     with pytest.raises(ValueError, match="not a small file"):
         storage.commit_small(make_spec("x", len(data)), data, digest_of(data), Outcomes())
@@ -637,8 +637,8 @@ def test_small_commit_of_too_much_is_a_mistake_of_the_caller(tmp_path: Path, ope
 # listings ------------------------------------------------------------------------------------------------------------
 
 
-def test_pages_of_a_large_directory_read_it_once(tmp_path: Path, open_local: OpenLocal) -> None:
-    root = tmp_path / "root"
+def test_pages_of_a_large_directory_read_it_once(shm_path: Path, open_local: OpenLocal) -> None:
+    root = shm_path / "root"
     (root / "large").mkdir(parents=True)
     for number in range(3000):
         (root / f"large/f{number:05}").touch()
@@ -653,15 +653,15 @@ def test_pages_of_a_large_directory_read_it_once(tmp_path: Path, open_local: Ope
     assert len(list_all(storage, "large", limit=100)) == 3001
 
 
-def test_directory_that_has_just_changed_is_read_again(tmp_path: Path, open_local: OpenLocal) -> None:
-    storage = open_local(tmp_path / "root")
+def test_directory_that_has_just_changed_is_read_again(shm_path: Path, open_local: OpenLocal) -> None:
+    storage = open_local(shm_path / "root")
     for number in range(200):
-        (tmp_path / "root" / f"f{number}").touch()
+        (shm_path / "root" / f"f{number}").touch()
         assert len(list_all(storage)) == number + 1
 
 
-def test_names_kept_for_listings_are_bounded(tmp_path: Path, open_local: OpenLocal) -> None:
-    root = tmp_path / "root"
+def test_names_kept_for_listings_are_bounded(shm_path: Path, open_local: OpenLocal) -> None:
+    root = shm_path / "root"
     for directory in range(10):
         (root / f"d{directory}").mkdir(parents=True)
         for number in range(10):
@@ -675,8 +675,8 @@ def test_names_kept_for_listings_are_bounded(tmp_path: Path, open_local: OpenLoc
     assert sum(len(names.keys) for names in storage._listing._cache.values()) == storage._listing._count
 
 
-def test_listing_costs_one_query_a_page(tmp_path: Path, open_local: OpenLocal, monkeypatch: pytest.MonkeyPatch) -> None:
-    storage = open_local(tmp_path / "root")
+def test_listing_costs_one_query_a_page(shm_path: Path, open_local: OpenLocal, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = open_local(shm_path / "root")
     for number in range(50):
         put(storage, f"f{number}", b"x")
     asked: list[int] = []
@@ -691,8 +691,8 @@ def test_listing_costs_one_query_a_page(tmp_path: Path, open_local: OpenLocal, m
     assert asked == [20, 20, 10]
 
 
-def test_files_that_vanish_while_they_are_listed(tmp_path: Path, open_local: OpenLocal) -> None:
-    root = tmp_path / "root"
+def test_files_that_vanish_while_they_are_listed(shm_path: Path, open_local: OpenLocal) -> None:
+    root = shm_path / "root"
 
     class VanishingDoor(FaultyDoor):
         def stat_at(self, directory: int, name: str) -> os.stat_result:
@@ -706,30 +706,29 @@ def test_files_that_vanish_while_they_are_listed(tmp_path: Path, open_local: Ope
     assert [entry.name for entry in list_all(storage, limit=1)] == ["a", "z"]
 
 
-def test_listing_while_many_write(tmp_path: Path, open_local: OpenLocal) -> None:
+def test_listing_while_many_write(shm_path: Path, open_local: OpenLocal) -> None:
     """Sorted, no duplicates, no staging, and what stands all the time is in every listing."""
-    storage = open_local(tmp_path / "root")
+    storage = open_local(shm_path / "root")
     steady = [f"d/steady{number}" for number in range(20)]
     for name in steady:
         put(storage, name, b"steady")
     stop = threading.Event()
-    outcomes = Outcomes()
 
     def write(part: int) -> None:
+        outcomes = Outcomes()
         number = 0
         while not stop.is_set():
             number += 1
             data = b"%d" % number * 50
             storage.commit_small(make_spec(f"d/f{part}-{number % 30}", len(data)), data, digest_of(data), outcomes)
-            if number % 7 == 0:
-                outcomes.next()
+            outcomes.next()  # one at a time: the writers are to disturb the listings, not to starve them
 
     writers = [threading.Thread(target=write, args=(part,)) for part in range(4)]
     for writer in writers:
         writer.start()
     try:
-        for _ in range(60):
-            keys = [entry.key for entry in list_all(storage, limit=13)]
+        for _ in range(30):
+            keys = [entry.key for entry in list_all(storage, limit=29)]
             assert keys == sorted(set(keys))
             assert set(steady) <= set(keys)
             assert all(key.startswith("d/") for key in keys)

@@ -38,9 +38,9 @@ def snapshot(directory: Path) -> dict[str, tuple[object, ...]]:
 
 
 @pytest.fixture
-def canary(tmp_path: Path) -> Path:
+def canary(shm_path: Path) -> Path:
     """A tree outside the root that nothing may change."""
-    canary = tmp_path / "canary"
+    canary = shm_path / "canary"
     (canary / "dir").mkdir(parents=True)
     (canary / "file").write_bytes(b"canary")
     (canary / "dir/file").write_bytes(b"canary below")
@@ -48,14 +48,14 @@ def canary(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(params=DOORS)
-def storage(request: pytest.FixtureRequest, tmp_path: Path, open_local: OpenLocal) -> LocalStorage:
-    return open_local(tmp_path / "root", DOORS[request.param]())
+def storage(request: pytest.FixtureRequest, shm_path: Path, open_local: OpenLocal) -> LocalStorage:
+    return open_local(shm_path / "root", DOORS[request.param]())
 
 
 @pytest.fixture
-def root(tmp_path: Path, storage: LocalStorage, canary: Path) -> Path:
+def root(shm_path: Path, storage: LocalStorage, canary: Path) -> Path:
     """A root in which everything evil is planted."""
-    root = tmp_path / "root"
+    root = shm_path / "root"
     put(storage, "plain", b"plain")
     put(storage, "plain-dir/x", b"x")
     (root / "file-link").symlink_to(canary / "file")
@@ -165,10 +165,10 @@ def test_replacing_never_writes_in_place(storage: LocalStorage, root: Path) -> N
     assert (root / "name").stat().st_ino != inode
 
 
-def test_modes_follow_the_umask(tmp_path: Path, open_local: OpenLocal) -> None:
+def test_modes_follow_the_umask(shm_path: Path, open_local: OpenLocal) -> None:
     old = os.umask(0o027)
     try:
-        storage = open_local(tmp_path / "other")
+        storage = open_local(shm_path / "other")
         put(storage, "dir/plain", b"")
         put(storage, "dir/run", b"", executable=True)
         spec = make_spec("dir/staged", 3, executable=True)
@@ -176,9 +176,9 @@ def test_modes_follow_the_umask(tmp_path: Path, open_local: OpenLocal) -> None:
         storage.make_directory(parse_name("made"))
     finally:
         os.umask(old)
-    modes = {name: (tmp_path / "other" / name).stat().st_mode & 0o777 for name in ("dir", "made", ".twinport")}
+    modes = {name: (shm_path / "other" / name).stat().st_mode & 0o777 for name in ("dir", "made", ".twinport")}
     assert modes == {"dir": 0o750, "made": 0o750, ".twinport": 0o700}
-    modes = {name: (tmp_path / "other/dir" / name).stat().st_mode & 0o777 for name in ("plain", "run", "staged")}
+    modes = {name: (shm_path / "other/dir" / name).stat().st_mode & 0o777 for name in ("plain", "run", "staged")}
     assert modes == {"plain": 0o640, "run": 0o750, "staged": 0o750}
 
 
@@ -207,7 +207,7 @@ def test_directories_that_turn_into_links_while_files_are_published(
     swapper.start()
     try:
         codes = set()
-        for number in range(150):
+        for number in range(100):
             try:
                 outcome = commit_small(storage, make_spec(f"swap/f{number}", 1), b"x")
             except Refusal as refusal:
