@@ -64,7 +64,7 @@ class DownloadEngine(DownloadTroubles):
         if not is_same:
             if job.root:
                 self._note(f"{job.name} changed on the server while it was fetched; starting anew")
-                self.done_bytes -= self._held_bytes(job)
+                self._forget_progress(job)
             self.known_bytes += size - job.size
             if job.partial is not None:
                 # A channel that does not know it yet may still write: into a file without a name.
@@ -81,17 +81,11 @@ class DownloadEngine(DownloadTroubles):
             self._unopened.append(job)
             self._open_next()
 
-    @staticmethod
-    def _held_bytes(job: DownloadJob) -> int:
-        return sum(job.layout.length(segment) for segment in job.done)
-
     def _order_missing(self, job: DownloadJob) -> None:
-        orders = [
-            Order(OrderKind.SEGMENT, job, job.epoch, segment, job.active[segment].offset if segment in job.active else
-            0) for segment in range(job.layout.count)
-            if segment not in job.done
-        ]
-        job.active.clear()
+        """Every segment that is not done, from where the last order for it stood."""
+        orders = [job.active[segment].renewed() for segment in range(job.layout.count) if segment not in job.done]
+        for order in orders:
+            job.active[order.segment] = order
         self._orders.extendleft(reversed(orders))
 
     # what channels did ------------------------------------------------------------------------------------------------
@@ -103,14 +97,12 @@ class DownloadEngine(DownloadTroubles):
         job: DownloadJob = order.job
         job.manifest = manifest
         job.partial = partial
-        checks: list[Order] = []
-        fetches: list[Order] = []
         for segment, claim in enumerate(claims):
-            if claim and claim == job.layout.length(segment):
-                checks.append(Order(OrderKind.CHECK, job, job.epoch, segment))
-            else:
-                fetches.append(Order(OrderKind.SEGMENT, job, job.epoch, segment, claim))
-        self._orders.extendleft(reversed(checks + fetches))
+            is_whole = claim > 0 and claim == job.layout.length(segment)
+            kind = OrderKind.CHECK if is_whole else OrderKind.SEGMENT
+            job.active[segment] = Order(kind, job, job.epoch, segment, 0 if is_whole else claim)
+        orders = sorted(job.active.values(), key=lambda order: order.kind is OrderKind.SEGMENT)
+        self._orders.extendleft(reversed(orders))  # first what is claimed whole, in order, then what is missing
         return True
 
     def checked(self, order: Order, matches: bool) -> Partial | None:
@@ -119,18 +111,15 @@ class DownloadEngine(DownloadTroubles):
             return None
         job: DownloadJob = order.job
         if not matches:
-            self._orders.append(Order(OrderKind.SEGMENT, job, job.epoch, order.segment))
+            self._fetch_anew(order)
             return None
-        length = job.layout.length(order.segment)
-        job.kept_bytes += length
-        self.done_bytes += length
+        self._count(order, job.layout.length(order.segment))
         return self._segment_done(job, order.segment)
 
-    def fetched(self, order: Order, kept_bytes: int) -> Partial | None:
+    def fetched(self, order: Order) -> Partial | None:
         """A segment is written and verified. The partial, to be published, when the file is complete now."""
         if order.is_stale:
             return None
-        order.job.kept_bytes += kept_bytes
         return self._segment_done(order.job, order.segment)
 
     def _segment_done(self, job: DownloadJob, segment: int) -> Partial | None:
@@ -167,8 +156,6 @@ class DownloadEngine(DownloadTroubles):
             self._fail(job, error)
             return
         self._close(job)
-        self.report.files_done += 1
-        self.report.bytes_moved += job.size - job.kept_bytes
-        self.report.bytes_kept += job.kept_bytes
+        self._report_done(job)
         self._open_limit = min(self.policy.open_files, self._open_limit + 1)
         self.events.append(Event(EventKind.DONE, job.name, job.size))

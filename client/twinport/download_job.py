@@ -17,14 +17,15 @@ class DownloadJob:
 
     __slots__ = (
         "active",
+        "counted_bytes",
         "damages",
         "done",
         "epoch",
         "executable",
         "is_over",
-        "kept_bytes",
         "layout",
         "manifest",
+        "moved_bytes",
         "mtime_ns",
         "name",
         "opened",
@@ -41,6 +42,8 @@ class DownloadJob:
         self.target = target
         self.epoch = 0
         self.is_over = False
+        self.moved_bytes = 0
+        self.counted_bytes = 0
         self.troubles = 0
         self.damages = 0
         self.opened = False
@@ -59,4 +62,3 @@ class DownloadJob:
         self.manifest: Manifest | None = None
         self.active: dict[int, Order] = {}
         self.done: set[int] = set()
-        self.kept_bytes = 0

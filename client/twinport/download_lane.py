@@ -140,7 +140,7 @@ class DownloadLane(Lane):
         at = hash_prefix(order, order.job.partial, fetch.hasher, self._buffer)
         if at:
             with self._lock:
-                self._engine.received(order, at)
+                self._engine.resumed(order, at)
         return fetch
 
     def _ask_part(self, fetch: _Fetch, out: list[Buffer]) -> bool:
@@ -277,7 +277,7 @@ class DownloadLane(Lane):
             if order.is_stale or manifest is None:
                 return
             if fetch.hasher.digest() == manifest.digest(order.segment):
-                complete = self._engine.fetched(order, fetch.kept)
+                complete = self._engine.fetched(order)
             elif fetch.kept:
                 self._engine.refuted(order)
             else:

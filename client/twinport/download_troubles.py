@@ -74,8 +74,7 @@ class DownloadTroubles(EngineBase):
         return Request(Verb.DOWNLOAD, (job.name,), {}, "ask", job, job.epoch)
 
     def _on_taken(self, order: Order) -> None:
-        if order.kind is OrderKind.SEGMENT:
-            order.job.active[order.segment] = order
+        """Nothing to note: whoever orders a segment has noted the order already."""
 
     def _open_next(self) -> None:
         """Bound the descriptors and the half-fetched files: the rest waits its turn."""
@@ -102,14 +101,19 @@ class DownloadTroubles(EngineBase):
             self._ready.append(job)
             self._ready_bytes += job.size
         else:
-            job.active.pop(order.segment, None)
-            self._orders.append(Order(OrderKind.SEGMENT, job, job.epoch, order.segment))
+            self._fetch_anew(order)
 
     def refuted(self, order: Order) -> None:
         """What an earlier run had written of a segment was wrong: fetch all of it. Nobody is to blame."""
         if not order.is_stale:
             self._uncount(order)
-            self._orders.append(Order(OrderKind.SEGMENT, order.job, order.job.epoch, order.segment))
+            self._fetch_anew(order)
+
+    def _fetch_anew(self, order: Order) -> None:
+        """All of a segment, whatever is there of it."""
+        anew = Order(OrderKind.SEGMENT, order.job, order.job.epoch, order.segment)
+        order.job.active[order.segment] = anew
+        self._orders.append(anew)
 
     def lied(self, order: Order, what: str) -> None:
         """The server contradicts itself in a way that no retry mends."""
@@ -127,10 +131,7 @@ class DownloadTroubles(EngineBase):
         if order.is_stale:
             return
         self._uncount(order)
-        job: DownloadJob = order.job
-        if order.kind is OrderKind.SEGMENT:
-            job.active[order.segment] = order
-        self._trouble(job, code, None)
+        self._trouble(order.job, code, None)
 
     def _looked(self, job: DownloadJob, reply: Reply) -> None:
         """Why a name was denied: people forget ``-r``."""
@@ -189,14 +190,14 @@ class DownloadTroubles(EngineBase):
                 self._ready.appendleft(job)
                 self._ready_bytes += job.size
             else:
-                self._orders.appendleft(Order(order.kind, job, job.epoch, order.segment, order.offset))
+                again = order.renewed()
+                if order.kind is not OrderKind.LOOK:
+                    job.active[order.segment] = again
+                self._orders.appendleft(again)
 
     def session_lost(self) -> None:
         """The control link and all channels are gone: everything open is asked for again."""
         self._again.clear()
-        for order in self._orders:
-            if order.kind is OrderKind.SEGMENT and not order.is_stale:
-                order.job.active[order.segment] = order
         self._orders.clear()
         self._ready.clear()
         self._ready_bytes = 0

@@ -114,6 +114,12 @@ class Order:
         self.counted_bytes = 0
         self.known: frozenset[int] = frozenset()
 
+    def renewed(self) -> Order:
+        """The same order for the job's present epoch, from where this one stands."""
+        order = Order(self.kind, self.job, self.job.epoch, self.segment, self.offset, self.digest)
+        order.counted_bytes = self.counted_bytes
+        return order
+
     @property
     def is_stale(self) -> bool:
         """Whether the job went on without this order."""

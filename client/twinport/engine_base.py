@@ -119,15 +119,38 @@ class EngineBase:
         raise NotImplementedError
 
     def received(self, order: Order, length: int) -> None:
-        """The server holds ``length`` more bytes of an order."""
+        """``length`` more bytes of an order crossed the line and are held by the other side, or here."""
         if not order.is_stale:
-            order.counted_bytes += length
-            self.done_bytes += length
+            order.job.moved_bytes += length
             order.job.troubles = 0
+            self._count(order, length)
+
+    def resumed(self, order: Order, length: int) -> None:
+        """The first ``length`` bytes of an order were there already."""
+        if not order.is_stale:
+            self._count(order, max(0, length - order.counted_bytes))
+
+    def _count(self, order: Order, length: int) -> None:
+        order.counted_bytes += length
+        order.job.counted_bytes += length
+        self.done_bytes += length
 
     def _uncount(self, order: Order) -> None:
+        """What was counted of an order has to be done again."""
         self.done_bytes -= order.counted_bytes
+        order.job.counted_bytes -= order.counted_bytes
         order.counted_bytes = 0
+
+    def _forget_progress(self, job: Any) -> None:
+        """A job starts anew."""
+        self.done_bytes -= job.counted_bytes
+        job.counted_bytes = 0
+
+    def _report_done(self, job: Any) -> None:
+        """A file is complete: what crossed the line for it, and what had not to."""
+        self.report.files_done += 1
+        self.report.bytes_moved += job.moved_bytes
+        self.report.bytes_kept += max(0, job.size - job.moved_bytes)
 
     # what happened ----------------------------------------------------------------------------------------------------
 

@@ -100,6 +100,11 @@ class Transfer:
                         self._changed.wait(self._wait_seconds())
                     self._news = False
                     self._engine.tick()
+                    orders = self._engine.order_count
+                if orders:
+                    # What was waiting for its time has no other event to announce it.
+                    for channel in self._channels:
+                        channel.wake()
                 self._supervise()
                 self._session.link.wake()
         except BaseException as error:

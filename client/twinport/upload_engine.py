@@ -158,15 +158,14 @@ class UploadEngine(UploadTroubles):
         if matches:
             length = job.layout.length(order.segment)
             job.digests[order.segment] = order.digest
-            job.kept_bytes += length
-            self.done_bytes += length
+            self._count(order, length)
             self._commit_if_complete(job)
         else:
             self._start_over(job)
 
     def _start_over(self, job: UploadJob) -> None:
         """What the server holds is of another content: leave that upload and send everything."""
-        self.done_bytes -= job.kept_bytes
+        self._forget_progress(job)
         own, stale, generation = job.own, job.upload_id, job.generation
         self._abort(stale, generation)
         job.begin(job.source, self._new_id() if own is None else own[0])

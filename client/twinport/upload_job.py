@@ -14,13 +14,14 @@ class UploadJob:
         "active",
         "changes",
         "committing",
+        "counted_bytes",
         "digests",
         "epoch",
         "generation",
         "is_over",
-        "kept_bytes",
         "layout",
         "looking",
+        "moved_bytes",
         "own",
         "resends",
         "resumable",
@@ -36,6 +37,8 @@ class UploadJob:
         self.changes = 0
         self.epoch = 0
         self.is_over = False
+        self.moved_bytes = 0
+        self.counted_bytes = 0
         self.begin(source, upload_id)
 
     def begin(self, source: SourceFile, upload_id: str) -> None:
@@ -54,7 +57,6 @@ class UploadJob:
         self.looking = False
         self.digests: dict[int, bytes] = {}
         self.active: set[int] = set()
-        self.kept_bytes = 0
         self.resends = 0
         self.troubles = 0
 

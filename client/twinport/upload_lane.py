@@ -156,8 +156,7 @@ class UploadLane(Lane):
         if at:
             with self._lock:
                 if is_live(order):
-                    order.job.kept_bytes += at
-                    self._engine.received(order, at)
+                    self._engine.resumed(order, at)
         return at
 
     def _next_piece(self) -> list[Buffer]:

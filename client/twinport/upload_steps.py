@@ -77,9 +77,7 @@ class UploadSteps(UploadQueue):
         job.is_over = True
         job.epoch += 1
         self._open_limit = min(self.policy.open_files, self._open_limit + 1)
-        self.report.files_done += 1
-        self.report.bytes_moved += job.source.size - job.kept_bytes
-        self.report.bytes_kept += job.kept_bytes
+        self._report_done(job)
         self.events.append(Event(EventKind.DONE, job.source.name, job.source.size))
 
     def _failure(self, job: UploadJob, code: ErrorCode) -> TwinportError:

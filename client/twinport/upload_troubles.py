@@ -150,7 +150,7 @@ class UploadTroubles(UploadSteps):
         self._note(f"{job.source.name} changed while it was sent; starting it anew")
         self._close(job)
         self.known_bytes += source.size - job.source.size
-        self.done_bytes -= job.kept_bytes
+        self._forget_progress(job)
         job.begin(source, self._new_id())
         (self._fresh_large if job.is_large else self._fresh).appendleft(job)
 

@@ -83,7 +83,7 @@ def test_a_download_whose_channels_keep_breaking_arrives_whole_and_moves_little_
     proxy = make_proxy(shared_server, cut_after(5 * MEBI, "down"))
     connect(proxy, policy=hasty).get(f"{prefix}/file", tmp_path / "back")
     assert (tmp_path / "back/file").read_bytes() == path.read_bytes()
-    # What was received of a segment is kept over a lost channel; only what the break left unread in buffers comes twice.
+    # What was received is kept over a lost channel; only what the break left unread in buffers comes twice.
     breaks = sum(passage.kind == "channel" for passage in proxy.passages)
     assert breaks >= 10
     assert proxy.moved_bytes("down") < LARGE + breaks * MEBI // 2
