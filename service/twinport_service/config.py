@@ -37,6 +37,9 @@ class Settings:
     key ``control-port``."""
 
     root: Path = _setting(Path("server_files"), "The directory whose files are served; made if missing.")
+    require_used: bool = _setting(
+        False, "Refuse a root that no twinportd has used before, such as the empty directory below a missing mount."
+    )
     host: str = _setting("127.0.0.1", "The address to listen on. Only loopback until TLS and login are set up.")
     control_port: int = _setting(5001, "The port of control connections; 0 picks a free one.", least=0, most=MAX_PORT)
     data_port: int = _setting(5002, "The port of data connections; 0 picks a free one.", least=0, most=MAX_PORT)

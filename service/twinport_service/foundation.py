@@ -23,7 +23,7 @@ def open_foundation(settings: Settings) -> Foundation:
     root = settings.root.absolute()
     try:
         with ExitStack() as stack:
-            storage = stack.enter_context(closing(LocalStorage(root)))
+            storage = stack.enter_context(closing(LocalStorage(root, require_used=settings.require_used)))
             own = root / OWN_DIRECTORY
             keys = load_identity(own / "identity.json")
             ledger = SqliteLedger(own / "ledger.db", max_open_uploads_per_user=settings.max_open_uploads)

@@ -119,7 +119,8 @@ class LocalStorage:
         self._health = Health()
         with ExitStack() as undo:
             try:
-                os.makedirs(root, exist_ok=True)
+                if not require_used:
+                    os.makedirs(root, exist_ok=True)
                 self._root_fd = door.open_root(os.fspath(root))
                 undo.callback(door.drop, self._root_fd)
                 own = self._open_own(require_used=require_used, root=root)
@@ -142,7 +143,12 @@ class LocalStorage:
                 door.fsync_directory(own)
                 door.fsync_directory(self._root_fd)
             except OSError as error:
-                raise StorageError(f"the root {root} cannot be used: {error}") from error
+                if require_used and isinstance(error, FileNotFoundError):
+                    raise StorageMissing(f"the root {root} is not there; is its disk mounted?") from None
+                reason = error.strerror or error
+                raise StorageError(
+                    f"the root {root} cannot be used: {reason}. Choose another --root or mend its rights."
+                ) from error
             self._tree = Tree(door, self._root_fd)
             self._publisher = Publisher(door, self._tree, self._catalogue, self._staging, self._health, now_ns=now_ns)
             self._manifests = Manifests(door, self._tree, self._catalogue, self._publisher.lock, now_ns=now_ns)
