@@ -14,7 +14,11 @@ from twinport_protocol.messages import Reply, ReplyKind, Verb
 from tests.service.conftest import StartServer
 from tests.service.oracle import Oracle
 from tests.service.raw_client import RawChannel, RawControl, fetch_file, send_file
+from tests.service.running_server import RunningServer
 
+REFUSED_WAYS = {ErrorCode.DENIED, ErrorCode.FILE_NOT_FOUND, ErrorCode.NAME_CONFLICT}
+MakeId = Callable[[], bytes]
+IN_MEMORY = pytest.mark.parametrize("storage_kind", ["memory"], indirect=True)  # judged before a storage is asked
 BAD_NAMES = [
     (b"../x", ErrorCode.INVALID_NAME),
     (b"a/../../x", ErrorCode.INVALID_NAME),
@@ -156,6 +160,7 @@ BAD_SIZES = [
 BAD_SIZES += [str(2**63).encode(), str(2**64).encode(), b"9" * 20, b"1" + b"0" * 5000, b"", b"5%0a", b"abc", b"%31%"]
 
 
+@IN_MEMORY
 @pytest.mark.parametrize("size", BAD_SIZES)
 def test_a_bad_size_is_refused(control: RawControl, oracle: Oracle, size: bytes) -> None:
     reply = control.raw(b"5 UPLOAD name " + size + b" upload=" + b"00" * 16)
@@ -165,6 +170,7 @@ def test_a_bad_size_is_refused(control: RawControl, oracle: Oracle, size: bytes)
     oracle.check(is_idle=False)
 
 
+@IN_MEMORY
 @pytest.mark.parametrize(
     ("size", "accepted"),
     [
@@ -197,6 +203,7 @@ def test_a_size_at_the_limit_of_the_protocol_costs_no_memory(
         assert reply.code in (None, ErrorCode.DISK_FULL)
 
 
+@IN_MEMORY
 @pytest.mark.parametrize(
     "line",
     [
@@ -228,3 +235,26 @@ def test_malformed_words_and_options_are_a_bad_request(control: RawControl, line
     reply = control.raw(line)
     assert (reply.id, reply.code) == (4, ErrorCode.BAD_REQUEST)
     assert control.ask(Verb.PING).kind is ReplyKind.OK
+
+
+@pytest.mark.parametrize("storage_kind", ["local"], indirect=True)
+def test_what_others_plant_in_the_root_leads_nowhere(
+    server: RunningServer, control: RawControl, channel: RawChannel, oracle: Oracle, root: Path, upload_id: MakeId
+) -> None:
+    outside = root.parent / "outside"
+    (root / "link").symlink_to(outside / "passwd")
+    (root / "way out").symlink_to(outside)
+    (root / "up").symlink_to("..")
+    os.mkfifo(root / "pipe")
+    os.link(outside / "passwd", root / "hard")
+    for name in ("link", "way out", "pipe", "way out/passwd", "up/outside/passwd"):
+        assert control.refused(Verb.DOWNLOAD, name) in REFUSED_WAYS, name
+        assert control.refused(Verb.MKDIR, f"{name}/x") in REFUSED_WAYS, name
+        outcome = send_file(control, channel, f"{name}/new", b"new", upload_id())
+        assert outcome in REFUSED_WAYS, name
+    assert control.names() == ["hard"]
+    # A second name of a foreign file is replaced, never written to.
+    assert send_file(control, channel, "hard", b"new", upload_id()) is AckStatus.COMMITTED
+    oracle.sent("hard", b"new")
+    oracle.check(is_idle=False)
+    assert sorted(path.name for path in outside.iterdir()) == ["deep", "passwd"]

@@ -19,7 +19,7 @@ from tests.service.running_server import RunningServer
 
 MakeId = Callable[[], bytes]
 MIB = 1024 * 1024
-IN_MEMORY = pytest.mark.parametrize("storage_kind", ["memory"], indirect=True)  # the storage has no part in these
+pytestmark = pytest.mark.parametrize("storage_kind", ["memory"], indirect=True)  # the storage has no part in these
 
 
 def resident_bytes() -> int:
@@ -295,7 +295,6 @@ def fill(control: RawControl, channel: RawChannel, count: int, upload_id: MakeId
         assert send_file(control, channel, name, b"x", upload_id()) is AckStatus.COMMITTED
 
 
-@IN_MEMORY
 def test_100_000_commands_are_answered_in_bounded_memory(server: RunningServer, control: RawControl) -> None:
     control.sock.settimeout(30)
     before = resident_bytes()
@@ -308,7 +307,6 @@ def test_100_000_commands_are_answered_in_bounded_memory(server: RunningServer, 
     assert resident_bytes() - before < 32 * MIB
 
 
-@IN_MEMORY
 @pytest.mark.parametrize("line", [b"%d PING\n", b"%d LIST\n", b"%d STAT nothing\n"])
 def test_a_client_that_pipelines_without_reading_is_not_read_and_then_closed(
     start_server: StartServer, upload_id: MakeId, line: bytes
@@ -331,7 +329,6 @@ def test_a_client_that_pipelines_without_reading_is_not_read_and_then_closed(
         assert control.ask(Verb.PING).kind is ReplyKind.OK
 
 
-@IN_MEMORY
 def test_deaf_sessions_do_not_slow_down_others(start_server: StartServer, upload_id: MakeId) -> None:
     running = start_server(stall_seconds=5.0)
     with RawControl(running.control_address) as control, RawChannel(running.data_address) as channel:
