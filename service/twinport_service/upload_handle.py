@@ -54,6 +54,8 @@ class OpenUpload:
         # Small files are begun in the storage only if their bytes do not come all at once.
         self.begun = spec.size > SMALL_BYTES
         self.closed = False
+        # The newest that this node has seen; what an older holder still has on its way is no more written.
+        self.generation = 0
         self.attached = 0
         self.waiting: list[OnDone] = []
         # False after a restart: sealed segments count only once their bytes were hashed again.
@@ -179,6 +181,8 @@ class UploadHandle:
     def _require_open(self) -> None:
         if self._upload.closed:
             raise Refusal(ErrorCode.UPLOAD_CLOSED)
+        if self._generation < self._upload.generation:
+            raise Refusal(ErrorCode.FENCED)
 
     def _require_owner(self, state: _Segment) -> None:
         if state.owner is not self or state.sealed:

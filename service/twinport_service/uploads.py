@@ -99,6 +99,8 @@ class UploadDesk:
         except Refusal:
             self.detach(upload)
             raise
+        with self._lock:
+            upload.generation = max(upload.generation, generation)
         return UploadHandle(self, upload, generation)
 
     def detach(self, upload: OpenUpload) -> None:
