@@ -35,7 +35,9 @@ class Oracle:
 
     def check(self, *, is_idle: bool = True) -> None:
         """Run all checks; ``is_idle`` when every client of the test is gone."""
-        self._serves_a_new_client()
+        # On a busy machine one try may be unlucky; a server that keeps people waiting does so three times.
+        waits = (self._serve_a_new_client() for _ in range(3))
+        assert any(seconds < FRESH_CLIENT_SECONDS for seconds in waits), "a new client waited too long"
         self._shows_only_whole_files()
         assert _fingerprint(self._outside) == self._tree, "something outside the root was touched"
         if is_idle:
@@ -45,7 +47,7 @@ class Oracle:
         assert staged <= live, "staging without an upload"
         self._server.assert_no_traceback()
 
-    def _serves_a_new_client(self) -> None:
+    def _serve_a_new_client(self) -> float:
         began = time.monotonic()
         content = secrets.token_bytes(5000)
         with RawControl(self._server.control_address) as control, RawChannel(self._server.data_address) as channel:
@@ -53,9 +55,8 @@ class Oracle:
             assert status is AckStatus.COMMITTED, status
             assert fetch_file(control, channel, _CANARY) == content
             assert _CANARY in control.names(_CANARY)
-        took = time.monotonic() - began
-        assert took < FRESH_CLIENT_SECONDS, f"a new client waited {took:.2f} s"
         self._sent[_CANARY] = {content}
+        return time.monotonic() - began
 
     def _shows_only_whole_files(self) -> None:
         with RawControl(self._server.control_address) as control, RawChannel(self._server.data_address) as channel:
