@@ -163,19 +163,6 @@ class UploadEngine(UploadTroubles):
         else:
             self._start_over(job)
 
-    def _start_over(self, job: UploadJob) -> None:
-        """What the server holds is of another content: leave that upload and send everything."""
-        self._forget_progress(job)
-        own, stale, generation = job.own, job.upload_id, job.generation
-        self._abort(stale, generation)
-        job.begin(job.source, self._new_id() if own is None else own[0])
-        job.resume_tried = True
-        if own is None:
-            self._again.append(self._ask(job))
-        else:
-            _, job.ticket, job.generation = own
-            self._start(job)
-
     def held(self, order: Order, records: Sequence[Held]) -> None:
         """What the server holds of an upload."""
         if order.is_stale:

@@ -110,10 +110,13 @@ class UploadTroubles(UploadSteps):
         if code is ErrorCode.INCOMPLETE:
             job.committing = False
             job.troubles += 1
-            if job.troubles > self.policy.troubles:
-                self._fail(job, self._failure(job, code))
-            else:
+            if job.troubles < MAX_RESENDS:
                 self._look(job)
+            elif job.changes < self.policy.changes:
+                job.changes += 1
+                self._start_over(job)  # it claims to hold what it misses: only another upload can mend that
+            else:
+                self._refuse(job, code)
         elif code is ErrorCode.ROOT_MISMATCH:
             self.source_changed_job(job)
         elif code is ErrorCode.UPLOAD_UNKNOWN:
@@ -125,6 +128,19 @@ class UploadTroubles(UploadSteps):
             self._after(self._wait_seconds(job.troubles, retry_seconds), lambda: self._commit(job))
         else:
             self._refuse(job, code)
+
+    def _start_over(self, job: UploadJob) -> None:
+        """What the server holds cannot be used: leave that upload and send everything."""
+        self._forget_progress(job)
+        own, stale, generation = job.own, job.upload_id, job.generation
+        self._abort(stale, generation)
+        job.begin(job.source, self._new_id() if own is None else own[0])
+        job.resume_tried = True
+        if own is None:
+            self._again.append(self._ask(job))
+        else:
+            _, job.ticket, job.generation = own
+            self._start(job)
 
     # changes ----------------------------------------------------------------------------------------------------------
 

@@ -297,9 +297,21 @@ def test_a_refusal_that_stays_fails_the_file_alone(
     upload.run()
     (failure,) = upload.engine.report.failures
     assert type(failure.error) is kind
-    if verb is Verb.COMMIT and code not in (ErrorCode.FENCED,):
-        aborts = [command for command in upload.pair.commands if command.verb is Verb.ABORT]
-        assert aborts or code is ErrorCode.INCOMPLETE  # its room on the server is given back
+    if verb is Verb.COMMIT:  # its room on the server is given back, unless it is somebody else's by now
+        assert any(command.verb is Verb.ABORT for command in upload.pair.commands) is (code is not ErrorCode.FENCED)
+
+
+def test_a_server_that_claims_to_hold_what_it_misses_gets_another_upload(tmp_path: Path) -> None:
+    server = MemoryServer()
+    refused = refuse_first(server, Verb.COMMIT, ErrorCode.INCOMPLETE, times=3)
+    upload = Upload(server)
+    (path,) = make_files(tmp_path / "files", 1, MIN_SEGMENT_BYTES + 1)
+    upload.add(path)
+    upload.run()
+    assert refused() == 3
+    assert upload.engine.report.files_done == 1
+    ids = {command.options["upload"] for command in upload.pair.commands if command.verb is Verb.UPLOAD}
+    assert len(ids) == 2
 
 
 @pytest.mark.parametrize("code", [ErrorCode.BUSY, ErrorCode.TIMEOUT, ErrorCode.VERSION_GONE])
