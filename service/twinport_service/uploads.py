@@ -127,7 +127,8 @@ class UploadDesk:
             unfinished = [(number, state) for number, state in upload.segments.items() if number not in sealed]
         for number, state in unfinished:
             with state.lock:
-                if state.received and not state.sealed:
+                # A record of the full length says sealed; bytes whose digest never came are sent again.
+                if 0 < state.received < upload.layout.length(number) and not state.sealed:
                     held.append(Held(number, state.received, state.hasher.digest()))
         return held
 
