@@ -25,6 +25,8 @@ from .threads import TransferThreads
 from .transfer import OpenedUpload, abort_upload, open_upload, receive_upload, send_download
 from .turns import Turn, Turns
 
+_LOOKS = 16
+
 LIST_CHUNK_BYTES = 32 * 1024
 T = TypeVar("T")
 
@@ -186,5 +188,12 @@ def _release(talk: Conversation, data: DataConnection) -> None:
 
 
 def _open_reader(storage: Storage, name: RemoteName) -> tuple[VersionInfo, Reader]:
-    version = storage.open_version(name)
-    return version, storage.open_reader(version.token)
+    """A file that is replaced between the look and the opening is looked at again; the client would not do it."""
+    for _ in range(_LOOKS):
+        version = storage.open_version(name)
+        try:
+            return version, storage.open_reader(version.token)
+        except Refusal as refusal:
+            if refusal.code is not ErrorCode.VERSION_GONE:
+                raise
+    raise Refusal(ErrorCode.CHANGED, "the file is replaced faster than it can be opened")
