@@ -29,6 +29,8 @@ SMALL_BYTES = 64 * 1024
 MAX_BUFFERS = 512
 SILENT_SECONDS = 15.0
 CONNECT_SECONDS = 10.0
+FINISH_SECONDS = 10.0
+FINISH_SILENT_SECONDS = 1.0
 UNUSED_SECONDS = 2.0
 """A channel that nobody needed for so long may be closed by the server without being called lost."""
 
@@ -65,6 +67,7 @@ class DataChannel:
         self._read_bytes = read_bytes
         self._waker = Waker()
         self._stopping = False
+        self._finish_by: float | None = None
         self._connected_at = 0.0
         self._out: deque[memoryview] = deque()
         self._thread = threading.Thread(target=self._run, name="twinport-channel", daemon=True)
@@ -80,6 +83,12 @@ class DataChannel:
     def stop(self) -> None:
         """End at the next opportunity."""
         self._stopping = True
+        self._waker.wake()
+
+    def finish(self) -> None:
+        """Ask for nothing more, take the answers that are on their way, and end. Whatever the server still owes after
+        ``FINISH_SECONDS``, or after a shorter silence, is given up."""
+        self._finish_by = self._clock() + FINISH_SECONDS
         self._waker.wake()
 
     def join(self) -> None:
@@ -139,9 +148,19 @@ class DataChannel:
         self._out.append(memoryview(self.lane.protocol.open()))
         moved = self._clock()
         while not self._stopping:
-            if not self._out:
+            finish_by = self._finish_by
+            if finish_by is not None and (not self.lane.is_waiting or self._clock() > finish_by):
+                return
+            if not self._out and finish_by is None:
                 self._queue(self.lane.fill())
-            if self._out and self._write(connection):
+            try:
+                wrote = bool(self._out) and self._write(connection)
+            except OSError:
+                # A reset fails the next write first, though answers that came before it still wait to be read.
+                while self._read(connection, view):
+                    pass
+                raise
+            if wrote:
                 self._was_used = self._was_used or self.lane.is_waiting
                 moved = self._clock()
                 if not self._out and not self._poll_now(poll, number):
@@ -153,6 +172,10 @@ class DataChannel:
             due = self.lane.is_waiting or bool(self._out)
             self.is_idle = not due
             left = moved + self._silent_seconds - self._clock()
+            if finish_by is not None:
+                left = min(left, moved + FINISH_SILENT_SECONDS - self._clock())
+                if left <= 0:
+                    return
             if due and left <= 0:
                 # On a slow line one piece may be under way for longer: as long as it shrinks, it moves.
                 queued = _unsent_bytes(connection)

@@ -214,7 +214,9 @@ class Transfer:
 
     def _regain(self, error: TwinportError) -> None:
         """End the session and open another, with growing waits, until patience is at its end."""
-        self._stop_channels()
+        for channel in self._channels:
+            channel.finish()  # what is on its way need not be sent again
+        self._join_channels()
         self._observer.note(f"{error.message}; connecting again")
         backoff = self._new_backoff()
         while True:
@@ -242,6 +244,9 @@ class Transfer:
     def _stop_channels(self) -> None:
         for channel in self._channels:
             channel.stop()
+        self._join_channels()
+
+    def _join_channels(self) -> None:
         for channel in self._channels:
             channel.join()
         self._channels.clear()

@@ -277,7 +277,8 @@ class CountingProxy:
         buffer = bytearray(READ_BYTES)
         view = memoryview(buffer)
         is_first = source is passage.server and not passage.is_channel
-        try:
+        is_open = True
+        with contextlib.suppress(OSError):
             while received := source.recv_into(buffer):
                 data = view[:received]
                 if is_first:  # the greeting is one line, written at once
@@ -286,13 +287,16 @@ class CountingProxy:
                 with self._changed:
                     count(data)
                     self._changed.notify_all()
-                while data:
-                    sent = target.send(data)
+                while data and is_open:
+                    try:
+                        sent = target.send(data)
+                    except OSError:
+                        # Read on all the same: to close with something unread is a reset, and a reset takes back what
+                        # was handed to the kernel for the side that still lives.
+                        is_open = False
+                        break
                     on_sent(sent)
                     data = data[sent:]
-        except OSError:
-            with contextlib.suppress(OSError):
-                source.shutdown(socket.SHUT_RD)
         with contextlib.suppress(OSError):
             target.shutdown(socket.SHUT_WR)
         if passage.half_ended():

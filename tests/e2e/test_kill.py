@@ -147,8 +147,6 @@ def test_a_download_goes_on_after_a_kill(stage: Stage, victim: str, capsys: pyte
         whole = tally.delivered_segments(KILL_BYTES, received)
         missing_bytes = KILL_BYTES - sum(layout.length(segment) for segment in whole)
         assert not copy.exists() or are_same(copy, stage.source), "a file that is not whole is visible"
-        if copy.exists():  # the first run was through but for its exit: the same command is a new download
-            missing_bytes = KILL_BYTES
         if victim == "client-and-its-state":
             for found in target.iterdir():
                 if found != copy:
@@ -163,7 +161,6 @@ def test_a_download_goes_on_after_a_kill(stage: Stage, victim: str, capsys: pyte
         lines.append(f"killed at {tally.seg_bytes}, not received {missing_bytes}, fetched again {sent_bytes}")
         assert are_same(copy, stage.source)
         assert [path.name for path in target.iterdir()] == [copy.name], "a partial is left"
-        # A reset may take from the client what the proxy had handed to the kernel: the one percent is of the file.
-        assert sent_bytes <= missing_bytes + KILL_BYTES // 100, lines[-1]
+        assert sent_bytes <= missing_bytes * 1.01, lines[-1]
         shutil.rmtree(target)
     report(capsys, "download", victim, lines)
