@@ -14,8 +14,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .client import Client, RemoteEntry, connect
+    from .client import Client, connect
     from .engine import Policy
+    from .entries import RemoteEntry
     from .errors import TwinportError
     from .report import Failure, Observer, TransferReport
 
@@ -32,7 +33,7 @@ __all__ = [
 
 _HOMES = {
     "Client": "client",
-    "RemoteEntry": "client",
+    "RemoteEntry": "entries",
     "connect": "client",
     "Policy": "engine",
     "TwinportError": "errors",

@@ -6,19 +6,14 @@ A :class:`Client` is used by one thread at a time. Its calls block; threads of i
 from __future__ import annotations
 
 import os
-import secrets
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from importlib import metadata
 from types import TracebackType
 from typing import Any
 
-from twinport_protocol.errors import ErrorCode, ProtocolError
+from twinport_protocol.errors import ErrorCode
 from twinport_protocol.messages import Reply, ReplyKind, Verb
-from twinport_protocol.names import parse_name, parse_prefix
-from twinport_protocol.numbers import parse_signed, parse_size
 from twinport_protocol.segments import Manifest
 from twinport_protocol.tickets import decode_ticket
 
@@ -26,6 +21,7 @@ from .addresses import DEFAULT_PORT, Address
 from .backoff import Backoff
 from .data_channel import SILENT_SECONDS
 from .engine import Policy
+from .entries import RemoteEntry, checked_name, checked_prefix, parse_entry, parse_size_and_root
 from .errors import (
     BusyError,
     DeniedError,
@@ -41,39 +37,13 @@ from .errors import (
 from .report import Observer, SilentObserver, TransferReport
 from .session import Session, open_session
 from .transfer import PATIENCE_SECONDS, Transfer
+from .version import VERSION
 
 PAGE_ENTRIES = 5000
 Names = str | Sequence[str]
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 _Tries = list[int]
 _Replies = list[Reply]  # inside the class, list is a method
-
-
-@dataclass(frozen=True)
-class RemoteEntry:
-    """A file (``kind`` "f") or directory ("d") on the server. ``root`` is None where the server would have to hash."""
-
-    name: str
-    kind: str
-    size: int
-    mtime_ns: int
-    executable: bool = False
-    root: bytes | None = None
-
-    @property
-    def is_directory(self) -> bool:
-        """Whether it is a directory."""
-        return self.kind == "d"
-
-    @property
-    def key(self) -> str:
-        """What listings are ordered by."""
-        return self.name + "/" if self.is_directory else self.name
-
-
-def version() -> str:
-    """The version of this package."""
-    return metadata.version("twinport")
 
 
 class Client:
@@ -95,7 +65,7 @@ class Client:
         self._patience_seconds = patience_seconds
         self._silent_seconds = silent_seconds
         self._policy = policy or Policy()
-        self._agent = f"twinport/{version()}"
+        self._agent = f"twinport/{VERSION}"
         self._session: Session | None = open_session(address, self._agent)
 
     def __enter__(self) -> Client:
@@ -137,10 +107,10 @@ class Client:
 
         session = self._connected()
         lock = threading.Lock()
-        feed = UploadFeed(_paths(paths), _prefix(to), recursive=recursive, follow=follow, listing=self._listing)
+        feed = UploadFeed(_paths(paths), checked_prefix(to), recursive=recursive, follow=follow, listing=self._listing)
         options = {"if-absent": "1"} if if_absent else {}
         engine = UploadEngine(
-            session.limits, self._policy, time.monotonic, lambda: secrets.token_hex(16), feed.find_again, options
+            session.limits, self._policy, time.monotonic, lambda: os.urandom(16).hex(), feed.find_again, options
         )
         transfer = Transfer(
             engine,
@@ -220,7 +190,7 @@ class Client:
     def list(self, prefix: str = "", *, recursive: bool = False) -> Iterator[RemoteEntry]:
         """What is directly below ``prefix``, in the order of the bytes of the names; with ``recursive`` all files and
         the empty directories. A prefix that is a file lists that file. ``NotFoundError``."""
-        return self._listing(_prefix(prefix), recursive)
+        return self._listing(checked_prefix(prefix), recursive)
 
     def _listing(self, prefix: str, recursive: bool) -> Iterator[RemoteEntry]:
         after = ""
@@ -233,7 +203,7 @@ class Client:
                 options["after"] = after
             replies = self._call(f"cannot list {prefix or 'the server'}", Verb.LIST, words, options)
             for reply in replies[:-1]:
-                entry = _entry(reply.words[0] if reply.words else "", reply)
+                entry = parse_entry(reply.words[0] if reply.words else "", reply)
                 if entry.key.encode("utf-8", "surrogateescape") <= after.encode("utf-8", "surrogateescape"):
                     raise ServerProtocolError("the server's listing runs in circles")
                 after = entry.key
@@ -243,7 +213,7 @@ class Client:
 
     def stat(self, name: str) -> RemoteEntry:
         """What ``name`` is. ``NotFoundError``."""
-        return _entry(name, self._call(f"no information on {name}", Verb.STAT, (_name(name),))[-1])
+        return parse_entry(name, self._call(f"no information on {name}", Verb.STAT, (checked_name(name),))[-1])
 
     def delete(self, name: str, *, recursive: bool = False, if_match: bytes | None = None) -> int:
         """Remove a file or an empty directory; with ``recursive`` a directory and all in it, the number of entries
@@ -251,12 +221,12 @@ class Client:
         ``ConflictError``."""
         options = {"if-match": if_match.hex()} if if_match is not None else {}
         if not recursive:
-            self._delete_one(_name(name), options)
+            self._delete_one(checked_name(name), options)
             return 1
         from .removal import delete_tree  # noqa: PLC0415  # rarely needed
 
         try:
-            return delete_tree(self.list, self._delete_one, _name(name))
+            return delete_tree(self.list, self._delete_one, checked_name(name))
         except NotFoundError as error:
             raise NotFoundError(error.message.replace("cannot list", "cannot remove", 1), error.code) from None
 
@@ -272,18 +242,18 @@ class Client:
     def move(self, source: str, target: str, *, if_absent: bool = False) -> None:
         """Rename a file, replacing what is at ``target``, or a directory. ``NotFoundError``, ``ConflictError``."""
         options = {"if-absent": "1"} if if_absent else {}
-        self._call(f"cannot move {source}", Verb.MOVE, (_name(source), _name(target)), options)
+        self._call(f"cannot move {source}", Verb.MOVE, (checked_name(source), checked_name(target)), options)
 
     def mkdir(self, name: str) -> None:
         """Make a directory and its parents; harmless when it is there. ``ConflictError``."""
-        self._call(f"cannot make the directory {name}", Verb.MKDIR, (_name(name),))
+        self._call(f"cannot make the directory {name}", Verb.MKDIR, (checked_name(name),))
 
     def manifest(self, name: str) -> Manifest:
         """The segment digests of a remote file, checked against its root. ``NotFoundError``, ``IntegrityError``."""
         from .manifest_call import fetch_manifest  # noqa: PLC0415  # rarely needed
 
-        reply = self._call(f"no manifest of {name}", Verb.DOWNLOAD, (_name(name),))[-1]
-        size, root = _size_and_root(reply)
+        reply = self._call(f"no manifest of {name}", Verb.DOWNLOAD, (checked_name(name),))[-1]
+        size, root = parse_size_and_root(reply)
         return fetch_manifest(self._connected(), decode_ticket(reply.options["ticket"]), size, root, name)
 
     def verify(self, name: str, path: str | os.PathLike[str]) -> bytes:
@@ -291,7 +261,8 @@ class Client:
         from .sources import SourceChangedError, hash_file  # noqa: PLC0415  # hashing only where it is needed
 
         try:
-            size, root = _size_and_root(self._call(f"cannot verify {name}", Verb.DOWNLOAD, (_name(name),))[-1])
+            reply = self._call(f"cannot verify {name}", Verb.DOWNLOAD, (checked_name(name),))[-1]
+            size, root = parse_size_and_root(reply)
         except DeniedError:
             if self.stat(name).is_directory:
                 raise UsageError(f"cannot verify {name}: it is a directory; name the files in it") from None
@@ -403,39 +374,3 @@ def _paths(paths: Paths) -> list[str]:
     if isinstance(paths, (str, os.PathLike)):
         return [os.fspath(paths)]
     return [os.fspath(path) for path in paths]
-
-
-def _name(name: str) -> str:
-    try:
-        return parse_name(name)
-    except ProtocolError as error:
-        raise UsageError(f"{name!r}: {error.code.text} [{error.code.value}]", error.code.value) from None
-
-
-def _prefix(prefix: str) -> str:
-    try:
-        return parse_prefix(prefix)
-    except ProtocolError as error:
-        raise UsageError(f"{prefix!r}: {error.code.text} [{error.code.value}]", error.code.value) from None
-
-
-def _size_and_root(reply: Reply) -> tuple[int, bytes]:
-    try:
-        return parse_size(reply.options["size"].encode()), bytes.fromhex(reply.options["root"])
-    except (ProtocolError, KeyError, ValueError) as error:
-        raise ServerProtocolError(f"the server's answer makes no sense ({error})") from None
-
-
-def _entry(name: str, reply: Reply) -> RemoteEntry:
-    options = reply.options
-    try:
-        return RemoteEntry(
-            name,
-            options["kind"],
-            parse_size(options["size"].encode()),
-            parse_signed(options["mtime"].encode()),
-            options.get("exec") == "1",
-            bytes.fromhex(options["root"]) if "root" in options else None,
-        )
-    except (ProtocolError, KeyError, ValueError) as error:
-        raise ServerProtocolError(f"the server's answer makes no sense ({error})") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import random
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +17,7 @@ from .errors import TwinportError
 from .report import Failure, TransferReport
 
 
-class EngineBase:
+class EngineBase(ABC):
     """The common half of an engine; the subclasses say what happens to a job. See :mod:`twinport.engine`."""
 
     def __init__(
@@ -114,9 +115,9 @@ class EngineBase:
                 orders.append(Order(OrderKind.WHOLE, job, job.epoch))
         return orders
 
+    @abstractmethod
     def _on_taken(self, order: Order) -> None:
         """An order other than a small file goes into the hands of a channel."""
-        raise NotImplementedError
 
     def received(self, order: Order, length: int) -> None:
         """``length`` more bytes of an order crossed the line and are held by the other side, or here."""

@@ -21,7 +21,7 @@ from .upload_engine import UploadEngine
 from .walk import EmptyDirectory, Found, Note, find_paths, remote_base, show
 
 if TYPE_CHECKING:
-    from .client import RemoteEntry
+    from .entries import RemoteEntry
 
 Listing = Callable[[str, bool], Iterator["RemoteEntry"]]
 
@@ -150,7 +150,7 @@ class WantedDirectory:
 Fetchable = Wanted | WantedDirectory | Failure
 
 
-def checked_name(name: str) -> str:
+def fetchable_name(name: str) -> str:
     """A remote name as the user wrote it. ``UsageError``; ``DeniedError`` where this system has no such file name."""
     try:
         return safe_name(parse_name(name))
@@ -188,9 +188,9 @@ class DownloadFeed:
         for name in self._names:
             try:
                 if self._recursive:
-                    yield from self._tree("" if name in ("", "/", ".") else checked_name(name.rstrip("/")))
+                    yield from self._tree("" if name in ("", "/", ".") else fetchable_name(name.rstrip("/")))
                 else:
-                    asked = checked_name(name)
+                    asked = fetchable_name(name)
                     yield self._once(Wanted(asked, self._exact_name or asked.rpartition("/")[2]))
             except TwinportError as error:
                 yield Failure(name, error)

@@ -8,6 +8,7 @@ thread. The engine is touched under ``lock`` alone, files are read and hashed ou
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -28,7 +29,7 @@ class ChannelClosingError(Exception):
     """The server says goodbye, or gave the channel up: what is unanswered was not received."""
 
 
-class Lane:
+class Lane(ABC):
     """Base of the lanes. ``on_change`` is called after outcomes, outside the lock."""
 
     def __init__(self, lock: threading.Lock, limits: Limits, on_change: Callable[[], None]) -> None:
@@ -45,9 +46,9 @@ class Lane:
         """Whether the server owes an answer."""
         return self.protocol.unanswered_frames > 0
 
+    @abstractmethod
     def fill(self) -> list[Buffer]:
         """What to send next; empty when there is nothing, or no credit. Valid until the next call."""
-        raise NotImplementedError
 
     def receive(self, data: memoryview) -> None:
         """Take bytes from the channel. ``RemoteProtocolError``, ``ChannelClosingError``: give the channel up."""
@@ -65,15 +66,16 @@ class Lane:
         if changed:
             self._on_change()
 
+    @abstractmethod
     def lost(self) -> None:
         """The channel is gone: hand back everything that was not answered, release what is open."""
-        raise NotImplementedError
 
     def _on_chunk(self, chunk: Chunk) -> bool:
         raise RemoteProtocolError(ErrorCode.BAD_STATE, "bytes that were not asked for")
 
+    @abstractmethod
     def _on_message(self, message: Message) -> None:
-        raise NotImplementedError
+        """A message other than FAIL and GOODBYE."""
 
     def _on_fail(self, header: Header) -> None:
         if header.attachment == WHOLE_CHANNEL:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from .errors import NotFoundError
 
 if TYPE_CHECKING:
-    from .client import RemoteEntry
+    from .entries import RemoteEntry
 
 
 def delete_tree(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 import socket
 import time
 from collections.abc import Callable
@@ -77,7 +77,7 @@ def open_session(
 
 
 def _greet(connection: socket.socket, protocol: ControlClient, agent: str) -> dict[str, str]:
-    connection.sendall(protocol.hello({"agent": agent, "nonce": secrets.token_hex(NONCE_BYTES)}))
+    connection.sendall(protocol.hello({"agent": agent, "nonce": os.urandom(NONCE_BYTES).hex()}))
     while True:
         data = connection.recv(65536)
         if not data:

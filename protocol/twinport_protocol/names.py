@@ -76,6 +76,8 @@ def is_portable(name: str) -> bool:
 
 def quote(text: str) -> str:
     """``text`` as one word of a twinport/2 line."""
+    if text.isprintable() and not (" " in text or "%" in text or "=" in text):
+        return text  # nearly always, and several times faster than a search
     return _ENCODE.sub(lambda match: "".join(f"%{byte:02X}" for byte in match[0].encode()), text)
 
 

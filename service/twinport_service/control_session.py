@@ -22,7 +22,7 @@ from .allowance import Allowance
 from .handlers import Caller, Handlers
 from .log import get_log
 
-_JOBS = 4
+_JOBS = 2
 _BATCH = 64
 _EVENTS_IN_A_ROW = 256
 PROGRESS_SECONDS = 1.0

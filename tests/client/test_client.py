@@ -11,7 +11,8 @@ import pytest
 import twinport
 from blake3 import blake3
 from twinport import errors
-from twinport.client import Client, RemoteEntry
+from twinport.client import Client
+from twinport.entries import RemoteEntry
 from twinport.feeds import DownloadFeed, Wanted
 from twinport.report import TransferReport
 from twinport_protocol.segments import MIN_SEGMENT_BYTES, Layout

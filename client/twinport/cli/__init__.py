@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from twinport.errors import InterruptError, TwinportError
+from twinport.version import VERSION
 
 from .context import DEFAULT_HOST, INTERRUPTED, Settings, settings_from, shared_options
 from .names import ls, mkdir, mv, rm, stat, verify
@@ -22,10 +23,7 @@ from .transfers import get, put
 
 def _print_version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
     if wanted and not context.resilient_parsing:
-        # Looked up only when asked for: reading package metadata is half of the start-up time.
-        from twinport.client import version
-
-        click.echo(f"twinport {version()}")
+        click.echo(f"twinport {VERSION}")
         context.exit()
 
 

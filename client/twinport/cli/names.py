@@ -12,7 +12,8 @@ from twinport.errors import ConflictError, PartialFailureError, TwinportError, s
 from .context import Settings, with_settings
 
 if TYPE_CHECKING:
-    from twinport.client import Client, RemoteEntry
+    from twinport.client import Client
+    from twinport.entries import RemoteEntry
 
 
 def _facts(entry: RemoteEntry) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from twinport_protocol.names import parse_name
 from twinport_protocol.segments import Manifest
 
 from .contract import Published
+from .descriptors import LeastRecentlyUsed
 from .tree import Identity
 from .troubles import StorageUnknown
 
@@ -31,6 +32,7 @@ FORMAT_VERSION = 1
 FINISHED_SECONDS = 24 * 3600
 PURGE_ROWS = 5000
 _IN_CHUNK = 500
+_RECENT_ROWS = 8192
 _SPANS = 16
 _SCHEMA = """
 CREATE TABLE publications (
@@ -109,6 +111,7 @@ class Catalogue:
         self._unsettled: dict[bytes, Published] = {}
         self._spans: deque[tuple[int, int, int]] = deque(maxlen=_SPANS)
         """Of the last batches: first id, last id, ctime; for rows that were read before they were settled."""
+        self._recent: LeastRecentlyUsed[str, Row] = LeastRecentlyUsed(_RECENT_ROWS)
         self._swept_id = 0
         self._writer = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         try:
@@ -241,6 +244,13 @@ class Catalogue:
 
     # reading ---------------------------------------------------------------------------------------------------------
 
+    def recent(self, path: str) -> Row | None:
+        """The row that a listing found for a path a while ago, without asking the database: whoever lists a directory
+        fetches from it next. Not always the newest, but one that matches a file speaks of that file: any later one
+        has a later ctime."""
+        with self._read_lock:
+            return self._recent.get(path)
+
     def current(self, path: str) -> Row | None:
         """The newest row of a path."""
         with self._read_lock:
@@ -259,6 +269,10 @@ class Catalogue:
             query = f"SELECT {_COLUMNS} FROM publications WHERE path IN ({marks}) ORDER BY id"  # noqa: S608
             with self._read_lock:
                 newest.update((found[1], self._timed(Row(*found))) for found in self._reader.execute(query, chunk))
+                for path in chunk:
+                    row = newest.get(path)
+                    if row is not None and row.ctime_ns is not None and row.digests is None:
+                        self._recent.put(path, row)
         return newest
 
     def _timed(self, row: Row) -> Row:

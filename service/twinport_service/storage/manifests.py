@@ -61,6 +61,9 @@ class Manifests:
 
     def recorded(self, name: str, identity: Identity) -> Manifest | None:
         """The manifest in the catalogue, if it is that of the file which looks like this."""
+        recent = self._catalogue.recent(name)
+        if recent is not None and recent.matches(identity):
+            return recent.manifest
         try:
             row = self._catalogue.current(name)
         except sqlite3.Error as error:
