@@ -3,6 +3,8 @@
     .{name}.twinport-part     the file's bytes, each at its place, then a trailer at the next multiple of 8:
                               magic 8 | size 8 | root 32 | for each segment: bytes written from its beginning on, 8
 
+It loses the trailer when all is verified, before it is flushed; one without a trailer claims all that it has.
+
 The trailer is a claim that saves reading holes, never a proof: what it claims is hashed against the manifest before it
 counts, and a claim about another root or size is dropped with its bytes. It needs no flush: after a power cut it claims
 too little or is refuted. The file is locked while a program works on it, so that two never write the same partial.
@@ -136,6 +138,11 @@ class Partial:
             if len(trailer) == end - self._trailer_at and trailer.startswith(head):
                 claims = [claim for (claim,) in _CLAIM.iter_unpack(trailer[_TRAILER.size :])]
                 return [min(claim, layout.length(segment)) for segment, claim in enumerate(claims)]
+            if os.fstat(self.descriptor).st_size == size:
+                # Sealed, and killed before it got its name: perhaps whole. It is hashed, as every claim is.
+                wholes = [layout.length(segment) for segment in range(layout.count)]
+                os.pwrite(self.descriptor, head + b"".join(map(_CLAIM.pack, wholes)), self._trailer_at)
+                return wholes
             os.ftruncate(self.descriptor, 0)
         self._reserve(end)
         os.pwrite(self.descriptor, head + bytes(end - self._trailer_at - len(head)), self._trailer_at)

@@ -12,7 +12,7 @@ from twinport import errors
 from twinport.flusher import Flusher
 from twinport.partials import Partial, partial_name
 from twinport.target_tree import TargetTree
-from twinport_protocol.segments import MIN_SEGMENT_BYTES
+from twinport_protocol.segments import MIN_SEGMENT_BYTES, Layout
 
 SIZE = 2 * MIN_SEGMENT_BYTES + 3
 ROOT = bytes(range(32))
@@ -44,6 +44,22 @@ def test_claims_survive_and_those_of_another_version_do_not(tree: TargetTree) ->
     partial.close()
     partial = Partial(tree, "a/file")
     assert partial.begin(SIZE + 1, bytes(32)) == [0, 0, 0]
+    partial.close()
+
+
+def test_a_partial_that_was_sealed_but_not_named_claims_all_of_it(tree: TargetTree) -> None:
+    partial = Partial(tree, "file")
+    partial.begin(SIZE, ROOT)
+    partial.seal(SIZE, 0, False)
+    partial.close()
+    layout = Layout.of(SIZE)
+    wholes = [layout.length(segment) for segment in range(layout.count)]
+    for _ in range(2):  # the first to find it may be killed too
+        partial = Partial(tree, "file")
+        assert partial.begin(SIZE, ROOT) == wholes
+        partial.close()
+    partial = Partial(tree, "file")
+    assert partial.begin(SIZE, bytes(32)) == [0, 0, 0]
     partial.close()
 
 

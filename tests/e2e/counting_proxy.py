@@ -291,9 +291,11 @@ class CountingProxy:
                     try:
                         sent = target.send(data)
                     except OSError:
-                        # Read on all the same: to close with something unread is a reset, and a reset takes back what
-                        # was handed to the kernel for the side that still lives.
                         is_open = False
+                        if target is passage.client:
+                            source.shutdown(socket.SHUT_RD)
+                        # Otherwise read on: to close with something of the client unread is a reset, and a reset takes
+                        # back what was handed to the kernel for it.
                         break
                     on_sent(sent)
                     data = data[sent:]
