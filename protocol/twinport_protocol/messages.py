@@ -28,6 +28,8 @@ _CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
 class Verb(str, enum.Enum):
     """Everything a client may ask for on the control connection."""
 
+    LOGIN = "LOGIN"
+    QUOTA = "QUOTA"
     UPLOAD = "UPLOAD"
     COMMIT = "COMMIT"
     ABORT = "ABORT"
@@ -44,6 +46,8 @@ class Verb(str, enum.Enum):
 
 # How many words each verb takes, least and most.
 WORDS: Mapping[Verb, tuple[int, int]] = {
+    Verb.LOGIN: (1, 1),
+    Verb.QUOTA: (0, 0),
     Verb.UPLOAD: (2, 2),
     Verb.COMMIT: (1, 1),
     Verb.ABORT: (1, 1),
