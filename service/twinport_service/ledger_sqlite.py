@@ -30,6 +30,7 @@ from .storage.contract import Precondition, UploadSpec
 
 RESUMABLE_BYTES = 1024 * 1024
 CHECKPOINT_WRITES = 2000
+_PATIENT_WRITES = 8
 FORMAT_VERSION = 1
 _SCHEMA = """
 CREATE TABLE uploads (
@@ -188,8 +189,19 @@ class SqliteLedger(MemoryLedger):
             raise Refusal(code, f"{self._path.name}: {error}") from error
         self._writes += 1
         if self._writes >= self._checkpoint_writes:
-            self._writes = 0
             self._checkpoint_due.set()
+        if self._writes >= _PATIENT_WRITES * self._checkpoint_writes:
+            # The thread gets no turn, and the log must not grow without bound.
+            self._fold(self._database)
+
+    def _fold(self, database: sqlite3.Connection) -> None:
+        try:
+            busy, logged, folded = database.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        except sqlite3.Error as error:
+            get_log().error("[STORAGE] The ledger's log could not be folded in", cause=str(error))
+            return
+        if not busy and logged == folded:
+            self._writes = 0  # the log begins anew
 
     def _run_checkpoints(self) -> None:
         """Its own connection: SQLite lets others write to the log while it is folded in."""
@@ -200,12 +212,9 @@ class SqliteLedger(MemoryLedger):
                 if self._is_closed:
                     return
                 self._checkpoint_due.clear()
-                try:
-                    database.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
-                    # What was written meanwhile keeps the log from beginning anew: fold those few pages in undisturbed.
-                    with self._lock:
-                        database.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
-                except sqlite3.Error as error:
-                    get_log().error("[STORAGE] The ledger's log could not be folded in", cause=str(error))
+                self._fold(database)
+                # What was written meanwhile keeps the log from beginning anew: fold those few pages in undisturbed.
+                with self._lock:
+                    self._fold(database)
         finally:
             database.close()
