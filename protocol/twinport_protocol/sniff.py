@@ -23,6 +23,8 @@ _CLIENT_HELLO = 0x01
 _MESSAGE_HEADER_BYTES = 4
 _VERSION_AND_RANDOM_BYTES = 2 + 32
 _EXTENSION_ALPN = 16
+_EXTENSION_VERSIONS = 43
+_TLS_1_3 = b"\x03\x04"
 
 
 class FirstBytes(enum.Enum):
@@ -36,10 +38,11 @@ class FirstBytes(enum.Enum):
 
 @dataclass(frozen=True)
 class Sniffed:
-    """The kind, and for TLS the protocols that the client offers (ALPN), in its order."""
+    """The kind, and for TLS the protocols that the client offers (ALPN), in its order, and whether it takes TLS 1.3."""
 
     kind: FirstBytes
     alpn: tuple[str, ...] = ()
+    tls_1_3: bool = False
 
 
 def sniff(data: bytes) -> Sniffed:
@@ -56,7 +59,8 @@ def sniff(data: bytes) -> Sniffed:
             if len(data) >= MAX_CLIENT_HELLO_BYTES:
                 raise RemoteProtocolError(ErrorCode.BAD_REQUEST, "ClientHello too long")
             return Sniffed(FirstBytes.UNDECIDED)
-        return Sniffed(FirstBytes.TLS, _alpn(hello))
+        alpn, tls_1_3 = _offers(hello)
+        return Sniffed(FirstBytes.TLS, alpn, tls_1_3)
     if data[0] == CHANNEL_MAGIC[0]:
         if data[: len(CHANNEL_MAGIC)] == CHANNEL_MAGIC:
             return Sniffed(FirstBytes.CHANNEL)
@@ -109,20 +113,25 @@ class _Cursor:
         return self._at < len(self._data)
 
 
-def _alpn(hello: bytes) -> tuple[str, ...]:
+def _offers(hello: bytes) -> tuple[tuple[str, ...], bool]:
+    """The application protocols, and whether TLS 1.3 is among the versions (RFC 8446 §4.2.1)."""
     cursor = _Cursor(hello)
     cursor.take(_VERSION_AND_RANDOM_BYTES)
     cursor.vector(1)
     cursor.vector(2)
     cursor.vector(1)
     extensions = _Cursor(cursor.vector(2) if cursor else b"")
+    alpn: list[str] = []
+    tls_1_3 = False
     while extensions:
         kind = int.from_bytes(extensions.take(2), "big")
         body = extensions.vector(2)
         if kind == _EXTENSION_ALPN:
             names = _Cursor(_Cursor(body).vector(2))
-            found: list[str] = []
             while names:
-                found.append(names.vector(1).decode("latin-1"))
-            return tuple(found)
-    return ()
+                alpn.append(names.vector(1).decode("latin-1"))
+        elif kind == _EXTENSION_VERSIONS:
+            versions = _Cursor(_Cursor(body).vector(1))
+            while versions:
+                tls_1_3 |= versions.take(2) == _TLS_1_3
+    return tuple(alpn), tls_1_3

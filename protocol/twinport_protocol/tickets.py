@@ -5,6 +5,8 @@ connection, without memory of the control session. It holds for one service, one
 generation or file version; it is useless for another. Its expiry is checked when a channel attaches, and only then.
 
     version 1 | key id 4 | action 1 | expires 8 | generation 4 | size 8 | audience 16 | user 1+n | scope 2+n | HMAC 32
+
+The highest bit of the action says that it was given over TLS: a channel without TLS must not use it.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ AUDIENCE_BYTES = 16
 _VERSION = 1
 _MAC_BYTES = 32
 _MAX_USER_BYTES = 255
+_SECURE = 0x80
 _WORD = re.compile("[A-Za-z0-9_-]+")
 _HEAD = struct.Struct("!BIBQIQ16s")
 
@@ -40,7 +43,10 @@ class Action(enum.IntEnum):
 
 @dataclass(frozen=True)
 class Ticket:
-    """The statement. ``scope`` is the upload id or the version token; ``expires_at`` is in seconds since the epoch."""
+    """The statement. ``scope`` is the upload id or the version token; ``expires_at`` is in seconds since the epoch.
+
+    ``secure`` says that it was given over TLS and holds for channels over TLS only.
+    """
 
     action: Action
     user: str
@@ -48,6 +54,7 @@ class Ticket:
     size: int
     expires_at: int
     generation: int = 0
+    secure: bool = False
 
 
 class TicketKeys:
@@ -73,7 +80,7 @@ class TicketKeys:
         head = _HEAD.pack(
             _VERSION,
             self._signing_key_id,
-            ticket.action,
+            ticket.action | (_SECURE if ticket.secure else 0),
             ticket.expires_at,
             ticket.generation,
             ticket.size,
@@ -98,7 +105,9 @@ class TicketKeys:
                 raise Refusal(ErrorCode.TICKET_INVALID)
             if not hmac.compare_digest(audience, self._audience):
                 raise Refusal(ErrorCode.TICKET_INVALID, "another service's ticket")
-            ticket = Ticket(Action(action), user, scope, size, expires_at, generation)
+            ticket = Ticket(
+                Action(action & ~_SECURE), user, scope, size, expires_at, generation, bool(action & _SECURE)
+            )
         except (struct.error, IndexError, ValueError):
             raise Refusal(ErrorCode.TICKET_INVALID, "malformed") from None
         if now > ticket.expires_at + grace_seconds:

@@ -93,7 +93,8 @@ class _Download:
 
 
 class ChannelSession:
-    """One channel. ``wake`` is called from any thread when :meth:`settle` has something to do."""
+    """One channel. ``wake`` is called from any thread when :meth:`settle` has something to do; ``secure`` says that the
+    connection is under TLS: others may not use tickets that were given over TLS."""
 
     def __init__(
         self,
@@ -102,9 +103,11 @@ class ChannelSession:
         limits: Limits,
         wake: Callable[[], None],
         *,
+        secure: bool = False,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._desk = desk
+        self._secure = secure
         self._keys = keys
         self._wake = wake
         self._now = now
@@ -304,6 +307,8 @@ class ChannelSession:
     def _attach(self, attachment: int, raw: bytes) -> None:
         try:
             ticket = self._keys.verify(raw, self._now())
+            if ticket.secure and not self._secure:
+                raise Refusal(ErrorCode.TLS_REQUIRED, "a ticket given over TLS")
             if ticket.action is Action.UPLOAD:
                 self._attached[attachment] = self._desk.attach(ticket.scope, ticket.generation, ticket.user)
             else:

@@ -57,12 +57,13 @@ class ControlSession(asyncio.Protocol):
     """The connection. All methods run on the event loop but for what is handed to the executor."""
 
     __slots__ = (
-        "_caller", "_closing", "_jobs", "_listing", "_more_to_come", "_peer", "_queue", "_reading", "_services",
-        "_transport", "_wire", "_writable", "deadline", "loop",
+        "_caller", "_certificate_sha256", "_closing", "_jobs", "_listing", "_more_to_come", "_peer", "_queue",
+        "_reading", "_services", "_transport", "_wire", "_writable", "deadline", "loop",
     )  # fmt: skip
 
-    def __init__(self, services: ControlServices) -> None:
+    def __init__(self, services: ControlServices, certificate_sha256: bytes | None = None) -> None:
         self._services = services
+        self._certificate_sha256 = certificate_sha256  # None without TLS
         self._wire = ControlServer(services.limits)
         self.loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
@@ -107,7 +108,7 @@ class ControlSession(asyncio.Protocol):
         """The client sends nothing more: answer what is complete, then close."""
         self._closing = True
         self._close_when_done()
-        return True
+        return self._certificate_sha256 is None  # TLS has no half-closed connections in asyncio
 
     def pause_writing(self) -> None:
         """The client does not read: stop reading it, and give it a deadline."""
@@ -156,7 +157,9 @@ class ControlSession(asyncio.Protocol):
 
     def _greet(self) -> bytes:
         # The user is fixed from here on; a login will set it before this line is reached.
-        self._caller = Caller(ANONYMOUS, self._services.make_allowance(ANONYMOUS), self._peer)
+        self._caller = Caller(
+            ANONYMOUS, self._services.make_allowance(ANONYMOUS), self._peer, self._certificate_sha256 is not None
+        )
         reply = self._wire.greet({**self._services.greeting(), "nonce": secrets.token_hex(16)})
         self._touch()
         return reply

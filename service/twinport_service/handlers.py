@@ -37,6 +37,8 @@ class Caller:
     user: str
     allowance: Allowance
     peer: object
+    secure: bool = False
+    """Whether the session is under TLS; its tickets then hold for channels under TLS only."""
 
 
 OnReply = Callable[[Reply], None]
@@ -145,7 +147,7 @@ class Handlers:
         options = {
             "upload": spec.upload_id.hex(),
             "generation": str(record.generation),
-            "ticket": self._ticket(Action.UPLOAD, caller.user, spec.upload_id, spec.size, record.generation),
+            "ticket": self._ticket(Action.UPLOAD, caller, spec.upload_id, spec.size, record.generation),
         }
         if resumable is not None:
             options["resumable"] = resumable.hex()
@@ -216,7 +218,7 @@ class Handlers:
             self._desk.ledger.check(old.scope, old.generation)
         else:
             self._storage.open_reader(old.scope).close()
-        ticket = self._ticket(old.action, caller.user, old.scope, old.size, old.generation)
+        ticket = self._ticket(old.action, caller, old.scope, old.size, old.generation, secure=old.secure)
         return [Reply(command.id, ReplyKind.OK, options={"ticket": ticket})]
 
     # downloads and names ---------------------------------------------------------------------------------------------
@@ -229,7 +231,7 @@ class Handlers:
             "root": version.root.hex(),
             "mtime": str(version.mtime_ns),
             "exec": "1" if version.executable else "0",
-            "ticket": self._ticket(Action.DOWNLOAD, caller.user, version.token, version.size),
+            "ticket": self._ticket(Action.DOWNLOAD, caller, version.token, version.size),
         }
         return [Reply(command.id, ReplyKind.OK, options=options)]
 
@@ -273,9 +275,12 @@ class Handlers:
         require(self._decide, caller.user, act, name)
         return name
 
-    def _ticket(self, action: Action, user: str, scope: bytes, size: int, generation: int = 0) -> str:
+    def _ticket(
+        self, action: Action, caller: Caller, scope: bytes, size: int, generation: int = 0, *, secure: bool = False
+    ) -> str:
         expires_at = int(self._now()) + self._ticket_seconds
-        return encode_ticket(self._keys.sign(Ticket(action, user, scope, size, expires_at, generation)))
+        ticket = Ticket(action, caller.user, scope, size, expires_at, generation, secure or caller.secure)
+        return encode_ticket(self._keys.sign(ticket))
 
 
 def refuse(command: Command, error: Refusal | ProtocolError) -> Reply:

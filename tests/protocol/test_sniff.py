@@ -24,9 +24,12 @@ from tests.protocol.helpers import attempt
 UNDECIDED = Sniffed(FirstBytes.UNDECIDED)
 
 
-def client_hello(*protocols: str, host: str | None = "files.example") -> bytes:
+def client_hello(
+    *protocols: str, host: str | None = "files.example", newest: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3
+) -> bytes:
     """The first flight of Python's own TLS client."""
     context = ssl.create_default_context()
+    context.maximum_version = newest
     if protocols:
         context.set_alpn_protocols(protocols)
     context.check_hostname = False
@@ -61,14 +64,19 @@ def prefixes(data: bytes) -> Iterator[bytes]:
 @pytest.mark.parametrize("host", [None, "files.example"])
 def test_a_real_client_hello(protocols: tuple[str, ...], host: str | None) -> None:
     hello = client_hello(*protocols, host=host)
-    assert sniff(hello) == Sniffed(FirstBytes.TLS, protocols)
-    assert sniff(hello + b"more") == Sniffed(FirstBytes.TLS, protocols)
+    assert sniff(hello) == Sniffed(FirstBytes.TLS, protocols, tls_1_3=True)
+    assert sniff(hello + b"more") == Sniffed(FirstBytes.TLS, protocols, tls_1_3=True)
+
+
+def test_a_client_that_is_too_old_is_known_by_its_hello() -> None:
+    hello = client_hello(ALPN_CONTROL, newest=ssl.TLSVersion.TLSv1_2)
+    assert sniff(hello) == Sniffed(FirstBytes.TLS, (ALPN_CONTROL,), tls_1_3=False)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 100, 16384])
 def test_a_client_hello_over_several_records(size: int) -> None:
     hello = in_records(client_hello(ALPN_CONTROL), size)
-    assert sniff(hello) == Sniffed(FirstBytes.TLS, (ALPN_CONTROL,))
+    assert sniff(hello) == Sniffed(FirstBytes.TLS, (ALPN_CONTROL,), tls_1_3=True)
 
 
 @pytest.mark.parametrize("size", [1, 7, 16384])

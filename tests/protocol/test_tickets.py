@@ -32,6 +32,7 @@ tickets = st.builds(
     size=st.integers(0, 2**63 - 1),
     expires_at=st.integers(NOW, 2**62),
     generation=st.integers(0, 2**32 - 1),
+    secure=st.booleans(),
 )
 
 
