@@ -1,0 +1,250 @@
+"""The audit log: who did what, as one JSON object a line, in ``audit.jsonl`` and the numbered files it was rotated to.
+
+Whoever has something to say hands over an :class:`AuditEntry` and goes on; a thread writes what has come together in
+one call. Lines are not lost while the disk works: when the queue is full, the caller waits. When the disk does not
+work the server goes on serving, as an unwritable log must not be a way to stop it: lines are kept as long as there is
+room, those that find none are counted, the server's own log says so once a minute, and a ``gap`` entry tells how many
+are missing as soon as writing works again.
+"""
+
+from __future__ import annotations
+
+import enum
+import itertools
+import json
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+from .audit_files import AuditFiles
+from .log import get_log
+from .rationed_log import RationedLog
+
+MAX_TEXT_CHARACTERS = 1024
+_BATCH_LINES = 1024
+_GATHER_SECONDS = 0.02
+"""How long lines may wait for each other: a stream of small files is one write in 20 ms, and not one for each."""
+_RETRY_SECONDS = 1.0
+_QUEUED_LINES = 65_536
+_PATIENCE_SECONDS = 5.0
+_COMPLAINT_SECONDS = 60.0
+_DELETE = "\x7f"
+
+
+class AuditEvent(enum.Enum):
+    """What happened."""
+
+    START = "start"
+    STOP = "stop"
+    EXPOSURE = "exposure"
+    LOGIN = "login"
+    LOCK = "lock"
+    REFUSAL = "refusal"
+    UPLOAD = "upload"
+    DOWNLOAD = "download"
+    DELETE = "delete"
+    MOVE = "move"
+    MKDIR = "mkdir"
+    GAP = "gap"
+
+
+OK = "ok"
+
+
+@dataclass(frozen=True)
+class AuditEntry:
+    """One line. There is no free text, so that no secret can get in by mistake; None is left out.
+
+    ``outcome`` is ``ok`` or an error code; ``file`` a remote name as it was asked for, ``to`` where a move went;
+    ``root`` the digest of the content; ``session`` numbers the connection, as a user may have several; ``method`` is
+    how somebody logged in, ``what`` a word of the program's (an exposed address, an act that was denied).
+    """
+
+    event: AuditEvent
+    user: str | None = None
+    peer: object = None
+    file: str | None = None
+    to: str | None = None
+    size: int | None = None
+    root: bytes | None = None
+    seconds: float | None = None
+    outcome: str = OK
+    session: int | None = None
+    method: str | None = None
+    what: str | None = None
+
+
+Record = Callable[[AuditEntry], None]
+"""How entries are handed over, from any thread."""
+
+
+def discard(entry: AuditEntry) -> None:
+    """The record of a server without an audit log."""
+    del entry
+
+
+def format_entry(entry: AuditEntry, now: float) -> bytes:
+    """The line of an entry: printable ASCII, whatever names are made of."""
+    fields: dict[str, object] = {"time": _stamp(now), "event": entry.event.value}
+    for key, text in (
+        ("user", entry.user),
+        ("peer", None if entry.peer is None else address_of(entry.peer)),
+        ("file", entry.file),
+        ("to", entry.to),
+        ("size", entry.size),
+        ("root", None if entry.root is None else entry.root.hex()),
+        ("seconds", None if entry.seconds is None else round(entry.seconds, 3)),
+        ("outcome", entry.outcome),
+        ("session", entry.session),
+        ("method", entry.method),
+        ("what", entry.what),
+    ):
+        if text is not None:
+            fields[key] = text[:MAX_TEXT_CHARACTERS] if isinstance(text, str) else text
+    # JSON takes DEL for a printable character; terminals do not.
+    return json.dumps(fields, separators=(",", ":")).replace(_DELETE, "\\u007f").encode("ascii") + b"\n"
+
+
+def address_of(peer: object) -> str:
+    """A peer name as one word: ``192.0.2.7:40000``, ``[2001:db8::1]:40000``."""
+    if not isinstance(peer, tuple) or len(peer) < 2:  # noqa: PLR2004 (host and port)
+        return str(peer)
+    host = str(peer[0]).removeprefix("::ffff:")
+    return f"[{host}]:{peer[1]}" if ":" in host else f"{host}:{peer[1]}"
+
+
+def _stamp(now: float) -> str:
+    moment = datetime.fromtimestamp(now, timezone.utc)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+class AuditLog:
+    """Writes entries to ``directory``, in a thread of its own, until :meth:`close`.
+
+    ``max_bytes`` is the size at which a file is rotated, ``keep`` how many rotated ones are kept. ``now`` is the wall
+    clock. Raises ``OSError`` when the directory or its file cannot be made.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        max_bytes: int = 64 * 1024 * 1024,
+        keep: int = 8,
+        queued_lines: int = _QUEUED_LINES,
+        patience_seconds: float = _PATIENCE_SECONDS,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._files = AuditFiles(directory, max_bytes=max_bytes, keep=keep)
+        self._now = now
+        self._queued_lines = queued_lines
+        self._batch_lines = min(_BATCH_LINES, queued_lines)
+        self._patience_seconds = patience_seconds
+        self._lines: deque[bytes] = deque()
+        self._changed = threading.Condition()
+        self._failing = False
+        self._closing = False
+        self._reopening = False
+        self._lost = 0
+        self._complaints = RationedLog(_COMPLAINT_SECONDS)
+        self._thread = threading.Thread(target=self._run, name="audit", daemon=True)
+        self._thread.start()
+
+    @property
+    def lost(self) -> int:
+        """How many entries found no room since the last ``gap``."""
+        return self._lost
+
+    def record(self, entry: AuditEntry) -> None:
+        """Hand over an entry; from any thread. Waits for room, but for a disk that has failed or hangs not long."""
+        line = format_entry(entry, self._now())
+        with self._changed:
+            # Not within that time: a disk that hangs. The next caller need not find out for itself.
+            self._failing |= not self._changed.wait_for(self._has_room, self._patience_seconds)
+            if len(self._lines) >= self._queued_lines or self._closing:
+                self._lost += 1
+                self._complaints.error("[AUDIT] Entries are lost: the audit log cannot be written", lost=self._lost)
+                return
+            self._lines.append(line)
+            if len(self._lines) in (1, self._batch_lines):
+                self._changed.notify_all()
+
+    def _has_room(self) -> bool:
+        return len(self._lines) < self._queued_lines or self._failing or self._closing
+
+    def reopen(self) -> None:
+        """Somebody moved the file away (SIGHUP): make a new one. It is noticed without being told too, within a
+        second."""
+        with self._changed:
+            self._reopening = True
+            self._changed.notify_all()
+
+    def flush(self, within_seconds: float = _PATIENCE_SECONDS) -> bool:
+        """Wait until all that was handed over is written; False when it is not within that time."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._lines, within_seconds)
+
+    def close(self) -> None:
+        """Write what is left, as far as that works, and end. Harmless when repeated."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    # the thread ------------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while self._wait():
+                self._write_batch()
+        except Exception:
+            get_log().exception("[AUDIT] Internal error: the audit log has ended")
+            with self._changed:
+                self._failing = self._closing = True
+                self._lines.clear()
+                self._changed.notify_all()
+        finally:
+            self._files.close()
+
+    def _wait(self) -> bool:
+        """Until there is something to write; False at the end."""
+        with self._changed:
+            if self._failing:
+                self._changed.wait_for(lambda: self._closing, _RETRY_SECONDS)
+            else:
+                self._changed.wait_for(lambda: self._lines or self._closing or self._reopening or self._lost)
+                self._changed.wait_for(lambda: self._closing or len(self._lines) >= self._batch_lines, _GATHER_SECONDS)
+            return bool(self._lines or self._reopening or self._lost) if self._closing else True
+
+    def _write_batch(self) -> None:
+        with self._changed:
+            reopening, self._reopening = self._reopening, False
+            if self._lost and not self._failing:
+                lost, self._lost = self._lost, 0
+                self._lines.append(format_entry(AuditEntry(AuditEvent.GAP, size=lost), self._now()))
+            # Only this thread takes lines away, so they may stay in the queue until they are written.
+            batch = list(itertools.islice(self._lines, self._batch_lines))
+        try:
+            if reopening:
+                self._files.reopen()
+            written = self._files.write(batch)
+        except OSError as error:
+            self._complaints.error("[AUDIT] Cannot write the audit log; the server goes on", error=error.strerror)
+            with self._changed:
+                self._failing = True
+                if self._closing:
+                    self._lost = 0
+                    self._lines.clear()
+                self._changed.notify_all()
+            return
+        with self._changed:
+            if self._failing:
+                get_log().info("[AUDIT] The audit log can be written again")
+            self._failing = False
+            for _ in range(written):
+                self._lines.popleft()
+            self._changed.notify_all()
