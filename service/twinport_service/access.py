@@ -6,9 +6,10 @@ Access is never decided in decorators or storage code: a rule that is checked in
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from twinport_protocol.errors import ErrorCode, Refusal
+from twinport_protocol.messages import Verb
 
 ANONYMOUS = "anonymous"
 
@@ -20,10 +21,37 @@ class Act(enum.Enum):
     READ = "read"
     WRITE = "write"
     DELETE = "delete"
+    SEE = "see"
+    """To learn that a directory is there, because something below it is allowed. Follows from the others; nobody is
+    granted it."""
 
+
+GRANTABLE = (Act.LIST, Act.READ, Act.WRITE, Act.DELETE)
+EVERYTHING = frozenset(GRANTABLE)
 
 Decide = Callable[[str, Act, str], bool]
-"""``decide(user, act, path)``; ``path`` is a remote name, or "" for the top directory."""
+"""``decide(user, act, path)``; ``path`` is a remote name, or "" for the top directory. With a ``/`` at its end ("/" for
+the top) the question is whether the act is allowed on it and on everything that is or may be below it."""
+
+POLICY: Mapping[Verb, str] = {
+    Verb.LOGIN: "anybody, once",
+    Verb.PING: "anybody",
+    Verb.QUIT: "anybody",
+    Verb.QUOTA: "the user's own",
+    Verb.UPLOAD: "write on the name",
+    Verb.COMMIT: "the user's own upload, write on its name",
+    Verb.ABORT: "the user's own upload",
+    Verb.RENEW: "the user's own ticket",
+    Verb.DOWNLOAD: "read on the name",
+    Verb.LIST: "list or see on the prefix; list on each entry, or see on a directory",
+    Verb.STAT: "list on the name, or see on a directory",
+    Verb.DELETE: "delete on the name",
+    Verb.MOVE: "delete and read on the source, write on the target; of a directory, on all below both",
+    Verb.MKDIR: "write on the name",
+}
+"""The rule of every verb, in words; a verb without one does not pass the tests."""
+BEFORE_LOGIN = frozenset({Verb.LOGIN, Verb.PING, Verb.QUIT})
+"""What is answered while a login is required and not done. Everything else, of a later version too, is not."""
 
 
 def allow_all(user: str, act: Act, path: str) -> bool:

@@ -1,0 +1,1 @@
+"""Accounts: who may log in, how they prove it, and what each may do."""

@@ -1,0 +1,78 @@
+"""What is known of accounts, as values: one with its keys, tokens and grants, and all at one moment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from twinport_service.quota import UNLIMITED, Quota
+
+from .grants import Grant, home_grants
+
+
+@dataclass(frozen=True)
+class Key:
+    """A public key that logs in. ``blob`` is its wire form; ``expires`` is in seconds since the epoch."""
+
+    blob: bytes
+    comment: str = ""
+    expires: float | None = None
+
+
+@dataclass(frozen=True)
+class Token:
+    """A long-lived token: its public id, and the SHA-256 of the whole of it."""
+
+    id: str
+    user: str
+    digest: bytes = field(repr=False)
+    label: str
+    created: float
+    expires: float | None = None
+    is_revoked: bool = False
+
+
+@dataclass(frozen=True)
+class Account:
+    """A user. Without a password hash no password logs in; ``home`` is None for none; ``rate`` bounds bytes per
+    second."""
+
+    name: str
+    created: float
+    password_hash: str | None = field(default=None, repr=False)
+    is_disabled: bool = False
+    home: str | None = None
+    quota: Quota = UNLIMITED
+    rate: int | None = None
+    keys: tuple[Key, ...] = ()
+    tokens: tuple[Token, ...] = ()
+    grants: tuple[Grant, ...] = ()
+    """As granted; what the home means is not among them."""
+
+    @property
+    def all_grants(self) -> tuple[Grant, ...]:
+        """With what the home means."""
+        return self.grants if self.home is None else (*home_grants(self.home), *self.grants)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All accounts as they stood at one moment."""
+
+    accounts: Mapping[str, Account]
+    tokens: Mapping[str, Token]
+    rules: Mapping[str, tuple[Grant, ...]]
+    """The grants of every account that is not disabled."""
+
+    @classmethod
+    def of(cls, accounts: Mapping[str, Account]) -> Snapshot:
+        """With the tables that look-ups need."""
+        return cls(
+            MappingProxyType(dict(accounts)),
+            {token.id: token for account in accounts.values() for token in account.tokens},
+            {account.name: account.all_grants for account in accounts.values() if not account.is_disabled},
+        )
+
+
+NOBODY = Snapshot.of({})

@@ -1,0 +1,153 @@
+"""The accounts as the server asks for them: in memory, never waiting for the disk, and at most a moment old.
+
+A thread asks the database every ``watch_seconds`` whether somebody changed it (a look at shared memory, some
+microseconds) and then reads all accounts anew. What cannot be read leaves the last good state in force and is
+reported.
+
+A server that once saw an account never falls back to letting everybody do everything, not even when the last account
+is removed: that takes a new start.
+"""
+
+from __future__ import annotations
+
+import enum
+import threading
+from pathlib import Path
+
+from twinport_service.access import ANONYMOUS, Act
+from twinport_service.log import get_log
+from twinport_service.quota import UNLIMITED, Quota
+
+from .database import AccountDatabase, AccountError, AccountsUnusable
+from .grants import is_allowed
+from .records import Account, Token
+
+FILE_NAME = "accounts.db"
+WATCH_SECONDS = 0.2
+
+
+class LoginMode(enum.Enum):
+    """What the greeting says about logging in."""
+
+    NONE = "none"
+    OFFERED = "offered"
+    REQUIRED = "required"
+
+
+class AccountStore:
+    """See the module. Raises ``AccountsUnusable`` when the database cannot be used at the start. Look-ups are safe on
+    any thread, the event loop's included."""
+
+    def __init__(self, path: Path, *, watch_seconds: float = WATCH_SECONDS) -> None:
+        self._watch_seconds = watch_seconds
+        self._lock = threading.Lock()
+        self._database = AccountDatabase(path)
+        try:
+            self._version = self._database.version()
+            self._snapshot = self._database.load()
+        except BaseException:
+            self._database.close()
+            raise
+        self._has_accounts = bool(self._snapshot.accounts)
+        self._failed = False
+        self._ended = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, name="accounts-watch", daemon=True)
+        self._watcher.start()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(self._watch_seconds):
+            self.refresh()
+
+    def refresh(self, *, force: bool = False) -> None:
+        """Read the accounts anew if they changed, or in any case with ``force``. Blocks; never raises."""
+        with self._lock:
+            if self._ended.is_set():
+                return
+            try:
+                version = self._database.version()
+                if version == self._version and not force and not self._failed:
+                    return
+                snapshot = self._database.load()
+            except AccountsUnusable as error:
+                if not self._failed:
+                    get_log().error("[ACCOUNTS] Cannot be read; what was known stays in force", cause=str(error))
+                self._failed = True
+                return
+            if self._failed:
+                get_log().info("[ACCOUNTS] Can be read again")
+            self._failed = False
+            self._version = version
+            if snapshot.accounts and not self._has_accounts:
+                get_log().warning("[ACCOUNTS] The first account: from now on only what is granted is allowed")
+                self._has_accounts = True  # before the snapshot: in between nothing is allowed rather than everything
+            self._snapshot = snapshot
+
+    def close(self) -> None:
+        """Stop watching and release the database; harmless when repeated. Look-ups answer as before."""
+        self._ended.set()
+        self._watcher.join()
+        with self._lock:
+            self._database.close()
+
+    # look-ups --------------------------------------------------------------------------------------------------------
+
+    @property
+    def has_accounts(self) -> bool:
+        """Whether there are accounts, or were any since the start."""
+        return self._has_accounts
+
+    @property
+    def allows_anonymous(self) -> bool:
+        """Whether those who do not log in may do something."""
+        return not self._has_accounts or ANONYMOUS in self._snapshot.rules
+
+    @property
+    def login_mode(self) -> LoginMode:
+        """What the greeting says."""
+        if not self._has_accounts:
+            return LoginMode.NONE
+        return LoginMode.OFFERED if ANONYMOUS in self._snapshot.rules else LoginMode.REQUIRED
+
+    def account(self, name: str) -> Account | None:
+        """An account, disabled or not."""
+        return self._snapshot.accounts.get(name)
+
+    def token(self, token_id: str) -> Token | None:
+        """A token by its public id, revoked or not."""
+        return self._snapshot.tokens.get(token_id)
+
+    def is_active(self, user: str) -> bool:
+        """Whether the user has an account that is not disabled. Without accounts everybody has."""
+        return not self._has_accounts or user in self._snapshot.rules
+
+    def decide(self, user: str, act: Act, path: str) -> bool:
+        """The ``access.Decide`` of these accounts."""
+        if not self._has_accounts:
+            return True
+        return is_allowed(self._snapshot.rules.get(user, ()), act, path)
+
+    def quota_of(self, user: str) -> Quota:
+        """The ``quota.QuotaOf`` of these accounts."""
+        account = self._snapshot.accounts.get(user)
+        return UNLIMITED if account is None else account.quota
+
+    def rate_of(self, user: str) -> int | None:
+        """The most bytes per second of a user, over all connections; None is no bound."""
+        account = self._snapshot.accounts.get(user)
+        return None if account is None else account.rate
+
+    # what the server itself changes ----------------------------------------------------------------------------------
+
+    def replace_password_hash(self, name: str, old: str, new: str) -> None:
+        """Keep a password under newer parameters, unless it was changed meanwhile. Blocks."""
+        with self._lock:
+            if self._ended.is_set():
+                return
+            try:
+                self._database.set_password(name, new, only_if=old)
+            except (AccountError, AccountsUnusable) as error:
+                get_log().warning("[ACCOUNTS] A password keeps its old parameters", user=name, cause=str(error))
+                return
+        self.refresh(force=True)
+
+
