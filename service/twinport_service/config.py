@@ -53,6 +53,10 @@ class Settings:
     max_unattached: int = _setting(64, "Data connections that have not shown a good ticket yet.", least=1)
     max_file_bytes: int = _setting(2**63 - 1, "The largest file that is accepted, in bytes.", least=0)
     max_open_uploads: int = _setting(100_000, "Unfinished uploads of one user.", least=1)
+    max_reserved_bytes_per_user: int = _setting(2**63 - 1, "What they may hold together, in bytes.", least=0)
+    min_free_bytes: int = _setting(
+        -1, "What uploads leave free on the disk; -1 is a hundredth of it, at most 256 MiB.", least=-1
+    )
     workers: int = _setting(8, "Threads for commands that may wait for the disk.", least=1, most=256)
     greeting_seconds: float = _setting(10.0, "How long a new connection may take to say what it is.", least=0.01)
     attach_seconds: float = _setting(5.0, "How long a data connection may take to show a good ticket.", least=0.01)

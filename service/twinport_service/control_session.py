@@ -18,7 +18,6 @@ from twinport_protocol.errors import ErrorCode, RemoteProtocolError
 from twinport_protocol.messages import Command, Reply, ReplyKind, Verb, format_reply
 
 from .access import ANONYMOUS
-from .allowance import Allowance
 from .handlers import Caller, Handlers
 from .log import get_log
 
@@ -45,7 +44,6 @@ class ControlServices:
     executor: ThreadPoolExecutor
     lister: ThreadPoolExecutor
     """For LIST alone: pages cost processor time, and must not keep what waits for the disk from its threads."""
-    make_allowance: Callable[[str], Allowance]
     limits: Limits
     times: ControlTimes
     greeting: Callable[[], Mapping[str, str]]
@@ -94,8 +92,6 @@ class ControlSession(asyncio.Protocol):
         self._closing = True
         self._wire.close()
         self._queue.clear()
-        if self._caller is not None:
-            self._caller.allowance.close()
         self._transport = None
         self._services.on_close(self)
 
@@ -157,9 +153,7 @@ class ControlSession(asyncio.Protocol):
 
     def _greet(self) -> bytes:
         # The user is fixed from here on; a login will set it before this line is reached.
-        self._caller = Caller(
-            ANONYMOUS, self._services.make_allowance(ANONYMOUS), self._peer, self._certificate_sha256 is not None
-        )
+        self._caller = Caller(ANONYMOUS, self._peer, self._certificate_sha256 is not None)
         reply = self._wire.greet({**self._services.greeting(), "nonce": secrets.token_hex(16)})
         self._touch()
         return reply

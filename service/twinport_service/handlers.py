@@ -19,8 +19,7 @@ from twinport_protocol.segments import DIGEST_BYTES
 from twinport_protocol.tickets import Action, Ticket, TicketKeys, decode_ticket, encode_ticket
 
 from .access import Act, Decide, require
-from .allowance import Allowance
-from .ledger import UploadRecord
+from .ledger import Ledger, UploadRecord
 from .log import get_log
 from .storage.contract import SMALL_BYTES, Entry, OnProgress, Precondition, Published, UploadSpec
 from .uploads import UploadDesk
@@ -32,10 +31,9 @@ RENEWABLE_SECONDS = 24 * 3600
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks: the user of the session, its allowance and its peer address for the log."""
+    """Who asks: the user of the session and its peer address for the log."""
 
     user: str
-    allowance: Allowance
     peer: object
     secure: bool = False
     """Whether the session is under TLS; its tickets then hold for channels under TLS only."""
@@ -77,15 +75,17 @@ class Handlers:
         }
 
     def quick(self, caller: Caller, command: Command) -> Reply | None:
-        """The reply where no disk is needed: PING, and the UPLOAD of a small file. None: ask :meth:`slow`."""
+        """The reply where no disk is needed: PING, QUOTA, and the UPLOAD of a small file. None: ask :meth:`slow`."""
         if command.verb is Verb.PING:
             return Reply(command.id, ReplyKind.OK)
+        if command.verb is Verb.QUOTA:
+            return Reply(command.id, ReplyKind.OK, options=_accounted(caller.user, self._desk.ledger))
         if command.verb is Verb.UPLOAD and "resume" not in command.options:
             try:
                 spec = self._spec(caller, command)
-                if spec.size > SMALL_BYTES:
+                if spec.size > SMALL_BYTES or not self._desk.room.is_fresh:
                     return None
-                return self._open(caller, command, spec, self._desk.open_small)
+                return self._opened(caller, command, self._desk.open_small(spec))
             except (Refusal, ProtocolError) as error:
                 return refuse(command, error)
             except Exception:
@@ -123,21 +123,6 @@ class Handlers:
             ),
         )
 
-    def _open(
-        self,
-        caller: Caller,
-        command: Command,
-        spec: UploadSpec,
-        opener: Callable[[UploadSpec], UploadRecord | Published],
-    ) -> Reply:
-        caller.allowance.spend(spec.size)
-        try:
-            record = opener(spec)
-        except Refusal:
-            caller.allowance.refund(spec.size)
-            raise
-        return self._opened(caller, command, record)
-
     def _opened(
         self, caller: Caller, command: Command, record: UploadRecord | Published, resumable: bytes | None = None
     ) -> Reply:
@@ -157,17 +142,15 @@ class Handlers:
         if "resume" in command.options:
             return [self._resume(caller, command)]
         spec = self._spec(caller, command)
+        if spec.size <= SMALL_BYTES:
+            return [self._opened(caller, command, self._desk.open_small(spec))]
         resumable = self._desk.ledger.resumable(caller.user, spec.name, spec.size)
         former = None if resumable is None else self._desk.ledger.load(resumable)
         # A resumed upload keeps its precondition: another one than is asked for now might replace what must stay.
         if former is None or resumable == spec.upload_id or former.spec.precondition != spec.precondition:
             resumable = None
-        caller.allowance.spend(spec.size)
-        try:
-            record = self._desk.open(spec)
-        except Refusal:
-            caller.allowance.refund(spec.size)
-            raise
+        # Whoever goes on with the other one must not need room twice.
+        record = self._desk.open(spec, reserve=resumable is None)
         return [self._opened(caller, command, record, resumable)]
 
     def _resume(self, caller: Caller, command: Command) -> Reply:
@@ -297,6 +280,22 @@ def _hex(word: str | None, size: int) -> bytes:
         return bytes.fromhex(word)
     except ValueError:
         raise Refusal(ErrorCode.BAD_REQUEST, "an id or digest of the wrong form") from None
+
+
+def _accounted(user: str, ledger: Ledger) -> dict[str, str]:
+    usage = ledger.usage_of(user)
+    options = {
+        "user": user,
+        "bytes": str(usage.stored.size_bytes),
+        "files": str(usage.stored.files),
+        "reserved-bytes": str(usage.reserved_bytes),
+        "open-uploads": str(usage.open_uploads),
+    }
+    if usage.quota.max_bytes is not None:
+        options["max-bytes"] = str(usage.quota.max_bytes)
+    if usage.quota.max_files is not None:
+        options["max-files"] = str(usage.quota.max_files)
+    return options
 
 
 def _published(published: Published) -> dict[str, str]:

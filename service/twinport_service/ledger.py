@@ -1,4 +1,4 @@
-"""The ledger: open uploads, their generations and sealed segments, and (with accounts) usage: what nodes must agree on.
+"""The ledger: open uploads, their generations, sealed segments and reservations: what nodes must agree on.
 
 One contract; in memory for tests and several nodes in one test (``ledger_memory``), SQLite for the embedded server
 (``ledger_sqlite``), a shared database for a fleet later. Every method is atomic, may be called from any thread, and is
@@ -17,32 +17,40 @@ from twinport_protocol.names import RemoteName
 from twinport_protocol.upload import UploadState
 
 from .storage.contract import UploadSpec
+from .usage import Usage
 
 
 @dataclass(frozen=True)
 class UploadRecord:
-    """An upload as the ledger knows it. ``touched_at`` is the last time it moved, in seconds since the epoch."""
+    """An upload as the ledger knows it. ``touched_at`` is the last time it moved, in seconds since the epoch;
+    ``has_room`` says whether it holds its reservation."""
 
     spec: UploadSpec
     generation: int
     state: UploadState
     touched_at: float
+    has_room: bool = True
 
 
 class Ledger(Protocol):
     """The contract."""
 
-    def begin(self, spec: UploadSpec) -> UploadRecord:
-        """Open an upload in generation 1. The same spec again returns the record as it stands (a repeated request);
-        another spec under a known id is ``Denied``. ``Busy`` past the cap of open uploads of the user."""
+    def begin(self, spec: UploadSpec, reserve: bool = True) -> UploadRecord:
+        """Open an upload in generation 1 and reserve its room in the user's quota, or leave that to :meth:`claim`. The
+        same spec again returns the record as it stands (a repeated request); another spec under a known id is
+        ``Denied``. ``Busy`` past the cap of open uploads of the user, ``QuotaExceeded``."""
+
+    def claim(self, upload_id: bytes, generation: int) -> None:
+        """Reserve the room of an upload that was begun without; nothing to do for any other. ``QuotaExceeded`` and
+        ``Busy`` (it stays open, without room), ``Fenced``, ``UploadClosed``, ``UploadUnknown``."""
 
     def load(self, upload_id: bytes) -> UploadRecord | None:
         """The record, from whichever node made it."""
 
     def resumable(self, user: str, name: RemoteName, size: int) -> bytes | None:
-        """The id of the user's newest unfinished upload of that name and size that holds at least one sealed segment or
-        is larger than one segment; None when there is none. One that is being committed counts: whoever wants to send
-        the file had better wait for its end."""
+        """The id of the user's newest unfinished upload of that name and size that has room, and holds a sealed segment
+        or is larger than one segment; None when there is none. One that is being committed counts: whoever wants to
+        send the file had better wait for its end."""
 
     def lease(self, upload_id: bytes, user: str) -> UploadRecord:
         """Take the upload over: a new generation; holders of the old one are fenced. ``UploadUnknown`` (also when it is
@@ -67,16 +75,14 @@ class Ledger(Protocol):
         """committing → open: segments were missing, or publication failed. Harmless when open or unknown."""
 
     def finish(self, upload_id: bytes) -> None:
-        """committing → done, or anything → aborted: forget the upload. Harmless when unknown."""
+        """committing → done, or anything → aborted: forget the upload and release what it still has reserved. Harmless
+        when unknown."""
 
     def open_uploads(self) -> Collection[UploadRecord]:
         """All uploads that are not finished (``committing`` ones too), for recovery and for the sweep of stale ones."""
 
-    def draw(self, user: str, size_bytes: int, files: int) -> bool:
-        """Take room for uploads out of the user's quota; False when it does not hold that much. Unlimited for now."""
-
-    def give_back(self, user: str, size_bytes: int, files: int) -> None:
-        """Return what was drawn and not used."""
+    def usage_of(self, user: str) -> Usage:
+        """What the user has stored and reserved."""
 
     def close(self) -> None:
         """Release everything."""

@@ -2,6 +2,9 @@
 
 A subclass is told of each change by the ``_on_*`` hooks, under the lock and before the caller is answered.
 Bound: ``max_open_uploads_per_user``, then ``Busy``.
+
+An upload and its reservation come and go under one lock, so that neither outlives the other; only a publication parts
+them, when the reservation becomes the file.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from twinport_protocol.upload import UploadEvent, UploadState, advance, check_ge
 
 from .ledger import UploadRecord
 from .storage.contract import UploadSpec
+from .usage import Usage, UsageBook, UsageKeeper
 
 MAX_OPEN_UPLOADS_PER_USER = 4096
 
@@ -31,19 +35,25 @@ class OpenUpload:
     generation: int
     state: UploadState
     touched_at: float
+    has_room: bool = True
     sealed: dict[int, bytes] = field(default_factory=dict)
 
     def record(self) -> UploadRecord:
         """What callers get to see."""
-        return UploadRecord(self.spec, self.generation, self.state, self.touched_at)
+        return UploadRecord(self.spec, self.generation, self.state, self.touched_at, self.has_room)
 
 
 class MemoryLedger:
-    """See the module and the contract. ``now`` gives wall-clock seconds."""
+    """See the module and the contract. ``now`` gives wall-clock seconds; ``usage`` is the storage's too."""
 
     def __init__(
-        self, *, now: Callable[[], float] = time.time, max_open_uploads_per_user: int = MAX_OPEN_UPLOADS_PER_USER
+        self,
+        *,
+        now: Callable[[], float] = time.time,
+        max_open_uploads_per_user: int = MAX_OPEN_UPLOADS_PER_USER,
+        usage: UsageKeeper | None = None,
     ) -> None:
+        self._usage = UsageBook() if usage is None else usage
         self._lock = threading.RLock()
         self._now = now
         self._max_open_uploads_per_user = max_open_uploads_per_user
@@ -52,7 +62,7 @@ class MemoryLedger:
         self._by_target: dict[tuple[str, str, int], dict[bytes, None]] = {}
         """Ids by user, name and size, oldest first."""
 
-    def begin(self, spec: UploadSpec) -> UploadRecord:
+    def begin(self, spec: UploadSpec, reserve: bool = True) -> UploadRecord:
         """See the contract."""
         with self._lock:
             upload = self._uploads.get(spec.upload_id)
@@ -62,10 +72,22 @@ class MemoryLedger:
                 return upload.record()
             if self._open_per_user[spec.user] >= self._max_open_uploads_per_user:
                 raise Refusal(ErrorCode.BUSY, f"{spec.user!r} has too many open uploads", retry_seconds=1)
-            upload = OpenUpload(spec, 1, UploadState.OPEN, self._now())
+            if reserve:
+                self._usage.reserve(spec.upload_id, spec.user, spec.size)
+            upload = OpenUpload(spec, 1, UploadState.OPEN, self._now(), reserve)
             self._insert(upload)
-            self._on_begin(upload)
+            if reserve:
+                self._on_begin(upload)
             return upload.record()
+
+    def claim(self, upload_id: bytes, generation: int) -> None:
+        """See the contract."""
+        with self._lock:
+            upload = self._held(upload_id, generation, UploadEvent.PUT)
+            if not upload.has_room:
+                self._usage.reserve(upload_id, upload.spec.user, upload.spec.size)
+                upload.has_room = True
+                self._on_begin(upload)
 
     def load(self, upload_id: bytes) -> UploadRecord | None:
         """See the contract."""
@@ -78,7 +100,7 @@ class MemoryLedger:
         with self._lock:
             for upload_id in reversed(self._by_target.get((user, name, size), {})):
                 upload = self._uploads[upload_id]
-                if upload.sealed or Layout.of(size).count > 1:
+                if upload.has_room and (upload.sealed or Layout.of(size).count > 1):
                     return upload_id
             return None
 
@@ -154,6 +176,7 @@ class MemoryLedger:
             self._open_per_user[spec.user] -= 1
             if not self._open_per_user[spec.user]:
                 del self._open_per_user[spec.user]
+            self._usage.release(upload_id)
             self._on_finish(upload)
 
     def open_uploads(self) -> Collection[UploadRecord]:
@@ -161,12 +184,9 @@ class MemoryLedger:
         with self._lock:
             return [upload.record() for upload in self._uploads.values()]
 
-    def draw(self, user: str, size_bytes: int, files: int) -> bool:
+    def usage_of(self, user: str) -> Usage:
         """See the contract."""
-        return True
-
-    def give_back(self, user: str, size_bytes: int, files: int) -> None:
-        """See the contract."""
+        return self._usage.usage_of(user)
 
     def close(self) -> None:
         """See the contract."""
@@ -188,7 +208,7 @@ class MemoryLedger:
     # hooks -----------------------------------------------------------------------------------------------------------
 
     def _on_begin(self, upload: OpenUpload) -> None:
-        """An upload was opened."""
+        """An upload was opened and has its room."""
 
     def _on_lease(self, upload: OpenUpload) -> None:
         """It has a new generation."""

@@ -27,6 +27,7 @@ from twinport_protocol.upload import UploadState
 from .ledger_memory import MAX_OPEN_UPLOADS_PER_USER, MemoryLedger, OpenUpload
 from .log import get_log
 from .storage.contract import Precondition, UploadSpec
+from .usage import UsageKeeper
 
 RESUMABLE_BYTES = 1024 * 1024
 CHECKPOINT_WRITES = 2000
@@ -63,8 +64,9 @@ class SqliteLedger(MemoryLedger):
         now: Callable[[], float] = time.time,
         max_open_uploads_per_user: int = MAX_OPEN_UPLOADS_PER_USER,
         checkpoint_writes: int = CHECKPOINT_WRITES,
+        usage: UsageKeeper | None = None,
     ) -> None:
-        super().__init__(now=now, max_open_uploads_per_user=max_open_uploads_per_user)
+        super().__init__(now=now, max_open_uploads_per_user=max_open_uploads_per_user, usage=usage)
         self._path = path
         self._checkpoint_writes = checkpoint_writes
         self._writes = 0
@@ -109,6 +111,7 @@ class SqliteLedger(MemoryLedger):
             spec = UploadSpec(upload_id, user, parse_name(name), size, mtime_ns, bool(executable), precondition, root)
             # A commit that was under way when the process died has ended: the upload is open, or finished.
             self._insert(OpenUpload(spec, generation, UploadState.OPEN, touched_at))
+            self._usage.restore(upload_id, user, size)
         for upload_id, segment, digest in self._database.execute("SELECT upload, segment, digest FROM sealed"):
             upload = self._uploads.get(upload_id)
             if upload is not None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import ipaddress
 import resource
 import signal
@@ -24,7 +23,6 @@ from twinport_protocol.errors import ErrorCode
 from twinport_protocol.tickets import TicketKeys
 
 from .access import Decide, allow_all
-from .allowance import Allowance
 from .channel_plane import ChannelBounds, ChannelPlane
 from .channel_worker import ChannelTimes
 from .classic.data import TransferTimes
@@ -55,6 +53,8 @@ class Foundation:
     storage: Storage
     ledger: Ledger
     keys: TicketKeys
+    min_free_bytes: int = 0
+    """What uploads leave free on the disk."""
 
 
 class Server:
@@ -66,7 +66,12 @@ class Server:
         self._foundation = foundation
         self._decide = decide
         self._limits = Limits(max_file=settings.max_file_bytes, idle=max(1, int(settings.idle_seconds)))
-        self._desk = UploadDesk(foundation.storage, foundation.ledger, max_file_bytes=settings.max_file_bytes)
+        self._desk = UploadDesk(
+            foundation.storage,
+            foundation.ledger,
+            max_file_bytes=settings.max_file_bytes,
+            min_free_bytes=foundation.min_free_bytes,
+        )
         self._sessions: set[ControlSession] = set()
         self._acceptors: list[Acceptor] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -114,7 +119,6 @@ class Server:
             handlers=handlers,
             executor=self._executor,
             lister=self._lister,
-            make_allowance=functools.partial(Allowance, self._foundation.ledger),
             limits=self._limits,
             times=ControlTimes(settings.greeting_seconds, settings.idle_seconds, settings.stall_seconds),
             greeting=self._greeting,

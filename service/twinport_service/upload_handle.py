@@ -16,6 +16,7 @@ from twinport_protocol.errors import ErrorCode, Refusal
 from twinport_protocol.frames import AckStatus, Held
 from twinport_protocol.segments import Layout, digest_of
 
+from .ledger import UploadRecord
 from .storage.contract import SMALL_BYTES, Buffer, OnDone, UploadSpec
 
 if TYPE_CHECKING:
@@ -46,13 +47,15 @@ class _Segment:
 class OpenUpload:
     """An upload as this node knows it."""
 
-    def __init__(self, spec: UploadSpec, *, trusted: bool) -> None:
-        self.spec = spec
+    def __init__(self, record: UploadRecord, *, trusted: bool) -> None:
+        self.spec = spec = record.spec
         self.layout = Layout.of(spec.size)
         self.lock = threading.Lock()
         self.segments: dict[int, _Segment] = {}
-        # Small files are begun in the storage only if their bytes do not come all at once.
-        self.begun = spec.size > SMALL_BYTES
+        # Small files are begun in the storage only if their bytes do not come all at once; a file of which there is
+        # a partial upload, only if its bytes come here and not there.
+        self.begun = spec.size > SMALL_BYTES and record.has_room
+        self.beginning = threading.Lock()
         self.closed = False
         # The newest that this node has seen; what an older holder still has on its way is no more written.
         self.generation = 0
@@ -88,7 +91,8 @@ class UploadHandle:
         """A piece is about to come. True when its bytes are wanted, False when they are to be dropped (sealed already).
 
         Offset 0 starts the segment anew and takes it over from whoever wrote it; another offset goes on exactly where
-        the held bytes end. ``BadRequest``, ``BadState``, ``Fenced``, ``UploadClosed``, ``UploadUnknown``.
+        the held bytes end. ``BadRequest``, ``BadState``, ``Fenced``, ``UploadClosed``, ``UploadUnknown``; of the first
+        piece of an upload that has no room yet also ``QuotaExceeded``, ``DiskFull``, ``Busy``.
         """
         upload = self._upload
         if segment >= upload.layout.count:
@@ -104,8 +108,7 @@ class UploadHandle:
                 return False
             self._require_open()
             if not upload.begun:
-                self._desk.storage.begin(upload.spec)
-                upload.begun = True
+                self._desk.begin_late(upload, self._generation)
             if offset == 0:
                 state.restart(self)
             elif offset != state.received:

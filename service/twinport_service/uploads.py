@@ -18,27 +18,37 @@ from twinport_protocol.upload import UploadState
 
 from .ledger import Ledger, UploadRecord
 from .log import get_log
+from .room import Room
 from .storage.contract import OnDone, OnProgress, Published, Storage, UploadSpec
 from .upload_handle import STAGING_IS_GONE, OpenUpload, UploadHandle
 
 __all__ = ["OpenUpload", "UploadDesk", "UploadHandle"]
 
 _REHASH_BYTES = 1024 * 1024
+_OPENING_LOCKS = 16
 
 
 class UploadDesk:
     """All uploads of this node. Methods may block on the storage and are called from worker threads, but for
-    :meth:`open_small`, which touches memory alone."""
+    :meth:`open_small`, which touches memory alone while ``room`` is fresh. ``min_free_bytes`` of the disk stay free."""
 
-    def __init__(self, storage: Storage, ledger: Ledger, *, max_file_bytes: int = 2**63 - 1) -> None:
+    def __init__(
+        self, storage: Storage, ledger: Ledger, *, max_file_bytes: int = 2**63 - 1, min_free_bytes: int = 0
+    ) -> None:
         self.storage = storage
         self.ledger = ledger
         self.max_file_bytes = max_file_bytes
+        self.room = Room(storage.free_bytes, min_free_bytes)
         self._uploads: dict[bytes, OpenUpload] = {}
         self._lock = threading.Lock()
+        # So that an upload is made in ledger and storage together, however often it is asked for at once.
+        self._opening = [threading.Lock() for _ in range(_OPENING_LOCKS)]
 
     def recover(self) -> None:
-        """After a start: agree with the storage on which uploads are still there."""
+        """After a start: agree with the storage on which uploads are still there.
+
+        For a process that has ledger and storage to itself: a commit that the ledger says is under way is taken for
+        one that died with the last process. Nodes that share them must leave each other's alone."""
         records = {record.spec.upload_id: record for record in self.ledger.open_uploads()}
         kept = set(self.storage.start(records.keys()))
         for upload_id, record in records.items():
@@ -47,30 +57,60 @@ class UploadDesk:
                 continue
             if record.state is UploadState.COMMITTING:
                 self.ledger.reopen(upload_id)
-            self._uploads[upload_id] = OpenUpload(record.spec, trusted=False)
+            self._uploads[upload_id] = OpenUpload(record, trusted=False)
 
     # opening ---------------------------------------------------------------------------------------------------------
 
     def open_small(self, spec: UploadSpec) -> UploadRecord:
         """Open an upload that needs nothing of the storage before its bytes are there (at most ``SMALL_BYTES``)."""
         self._check_size(spec)
+        self.room.take(spec.size)
         return self.ledger.begin(spec)
 
-    def open(self, spec: UploadSpec) -> UploadRecord | Published:
-        """Open an upload and reserve its room; what it published, when that id is finished already."""
+    def open(self, spec: UploadSpec, *, reserve: bool = True) -> UploadRecord | Published:
+        """Open an upload and reserve its room, in the quota and on the disk, or leave that to its first piece; what it
+        published, when that id is finished already."""
         self._check_size(spec)
-        done = self.storage.finished(spec.upload_id)
-        if done is not None:
-            if (done.name, done.size) != (spec.name, spec.size):
-                raise Refusal(ErrorCode.DENIED, "the upload id has published another file")
-            return done
-        record = self.ledger.begin(spec)
-        try:
-            self.storage.begin(spec)
-        except Refusal:
-            self.ledger.finish(spec.upload_id)
-            raise
+        with self._opening[spec.upload_id[0] % _OPENING_LOCKS]:
+            # In this order: what the ledger has forgotten because it is finished, the storage knows.
+            is_new = self.ledger.load(spec.upload_id) is None
+            done = self.storage.finished(spec.upload_id)
+            if done is not None:
+                if (done.name, done.size) != (spec.name, spec.size):
+                    raise Refusal(ErrorCode.DENIED, "the upload id has published another file")
+                return done
+            record = self.ledger.begin(spec, reserve)
+            if is_new and reserve:
+                try:
+                    self._begin(spec)
+                except Refusal:
+                    self.ledger.finish(spec.upload_id)
+                    raise
         return record
+
+    def begin_late(self, upload: OpenUpload, generation: int) -> None:
+        """Reserve what was not reserved when the upload was opened. ``QuotaExceeded``, ``Busy``, ``DiskFull`` (the
+        upload is dropped), and what ``begin`` of the storage refuses."""
+        with upload.beginning:
+            if upload.begun:
+                return
+            self.ledger.claim(upload.spec.upload_id, generation)
+            try:
+                self._begin(upload.spec)
+            except Refusal as refusal:
+                if refusal.code in STAGING_IS_GONE:
+                    self.forget(upload)
+                raise
+            upload.begun = True
+
+    def _begin(self, spec: UploadSpec) -> None:
+        self.room.check(spec.size)
+        self.storage.begin(spec)
+        try:
+            self.room.check(0)  # others may have begun at the same moment
+        except Refusal:
+            self.storage.abort(spec.upload_id)
+            raise
 
     def resume(self, user: str, upload_id: bytes) -> UploadRecord | Published:
         """Take an upload over in a new generation. ``UploadUnknown``, ``UploadClosed``, ``Denied``."""
@@ -92,7 +132,7 @@ class UploadDesk:
                 record = self.ledger.load(upload_id)
                 if record is None or record.spec.user != user:
                     raise Refusal(ErrorCode.UPLOAD_UNKNOWN)
-                upload = self._uploads[upload_id] = OpenUpload(record.spec, trusted=True)
+                upload = self._uploads[upload_id] = OpenUpload(record, trusted=True)
             upload.attached += 1
         try:
             self.ledger.check(upload_id, generation)
@@ -212,6 +252,9 @@ class UploadDesk:
         if upload.spec.root not in (None, digest):
             raise Refusal(ErrorCode.ROOT_MISMATCH)
         self.ledger.fence(upload.spec.upload_id, generation)
+        with upload.lock:
+            upload.closed = True
+        _await_writes(upload)
 
         def settle(outcome: Published | Refusal) -> None:
             # Whatever the outcome, nothing of it is kept: the client holds all the bytes and sends them again.
@@ -232,12 +275,10 @@ class UploadDesk:
 
     def _known(self, record: UploadRecord) -> OpenUpload:
         with self._lock:
-            return self._uploads.setdefault(record.spec.upload_id, OpenUpload(record.spec, trusted=True))
+            return self._uploads.setdefault(record.spec.upload_id, OpenUpload(record, trusted=True))
 
     def _sealed_manifest(self, upload: OpenUpload, root: bytes) -> Manifest:
-        for state in list(upload.segments.values()):
-            with state.lock:  # a write that is under way ends before its bytes can become the file
-                pass
+        _await_writes(upload)  # before its bytes can become the file
         if not upload.trusted:
             self.have(upload)
         sealed = self.ledger.sealed(upload.spec.upload_id)
@@ -281,9 +322,7 @@ class UploadDesk:
                 upload.closed = True
         if refused is not None and refused.code is not ErrorCode.UPLOAD_UNKNOWN:
             raise refused
-        for state in list(upload.segments.values()):
-            with state.lock:
-                pass
+        _await_writes(upload)
         self.storage.abort(upload_id)
         self.forget(upload)
 
@@ -302,3 +341,10 @@ class UploadDesk:
                 if on_abort is not None:
                     on_abort(record)
         return count
+
+
+def _await_writes(upload: OpenUpload) -> None:
+    """Let the writes end that are under way; the upload is closed, so that no more follow."""
+    for state in list(upload.segments.values()):
+        with state.lock:
+            pass

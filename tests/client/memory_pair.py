@@ -17,12 +17,12 @@ from twinport_protocol.control import ControlClient, ControlServer, Limits
 from twinport_protocol.messages import Command, Reply, Verb
 from twinport_protocol.tickets import TicketKeys
 from twinport_service.access import ANONYMOUS, allow_all
-from twinport_service.allowance import Allowance
 from twinport_service.channel_session import ChannelSession, Payload
 from twinport_service.handlers import Caller, Handlers
 from twinport_service.ledger_memory import MemoryLedger
 from twinport_service.storage.memory import MemoryStorage
 from twinport_service.uploads import UploadDesk
+from twinport_service.usage import UsageBook
 
 MAX_FLIGHTS = 2000
 
@@ -32,13 +32,14 @@ class MemoryServer:
 
     def __init__(self, limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
-        self.storage = MemoryStorage(open_versions=4096)
-        ledger = MemoryLedger()
+        usage = UsageBook()
+        self.storage = MemoryStorage(open_versions=4096, usage=usage)
+        ledger = MemoryLedger(usage=usage)
         self.desk = UploadDesk(self.storage, ledger)
         self.now = 1_000_000.0
         self.keys = TicketKeys(bytes(range(16)), {7: bytes(range(32))}, 7)
         self.handlers = Handlers(self.desk, self.keys, allow_all, self.limits, now=lambda: self.now)
-        self.caller = Caller(ANONYMOUS, Allowance(ledger, ANONYMOUS), "memory")
+        self.caller = Caller(ANONYMOUS, "memory")
 
     def answer(self, wire: ControlServer, command: Command) -> bytes:
         """All replies to a command."""

@@ -17,6 +17,7 @@ from twinport_service.ledger_sqlite import SqliteLedger
 from twinport_service.server import Foundation
 from twinport_service.storage.local import LocalStorage
 from twinport_service.storage.memory import MemoryStorage
+from twinport_service.usage import UsageBook
 
 from tests.service.oracle import Oracle
 from tests.service.raw_client import RawChannel, RawControl
@@ -63,9 +64,11 @@ def make_foundation(storage_kind: str, root: Path) -> MakeFoundation:
     """Makes what a server stands on; of the local kind, one at a time."""
 
     def make() -> Foundation:
+        usage = UsageBook()
         if storage_kind == "memory":
-            return Foundation(MemoryStorage(), MemoryLedger(), KEYS)
-        return Foundation(LocalStorage(root), SqliteLedger(root / OWN_DIRECTORY / "ledger.db"), KEYS)
+            return Foundation(MemoryStorage(usage=usage), MemoryLedger(usage=usage), KEYS)
+        storage = LocalStorage(root, usage=usage)
+        return Foundation(storage, SqliteLedger(root / OWN_DIRECTORY / "ledger.db", usage=usage), KEYS)
 
     return make
 

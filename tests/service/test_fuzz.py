@@ -41,7 +41,6 @@ from twinport_protocol.names import parse_name
 from twinport_protocol.segments import digest_of
 from twinport_protocol.tickets import Action, Ticket, encode_ticket
 from twinport_service.access import allow_all
-from twinport_service.allowance import Allowance
 from twinport_service.channel_session import ChannelSession, Payload
 from twinport_service.control_session import ControlServices, ControlSession, ControlTimes
 from twinport_service.handlers import Handlers
@@ -333,7 +332,6 @@ def services_for(desk: UploadDesk) -> ControlServices:
         handlers=Handlers(desk, KEYS, allow_all, LIMITS),
         executor=inline,
         lister=inline,
-        make_allowance=lambda user: Allowance(desk.ledger, user),
         limits=LIMITS,
         times=ControlTimes(),
         greeting=lambda: {"agent": "fuzzed"},

@@ -17,11 +17,13 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 from twinport_protocol.names import parse_name
 from twinport_protocol.segments import Manifest
+
+from twinport_service.usage import Owned, Stored
 
 from .contract import Published
 from .descriptors import LeastRecentlyUsed
@@ -48,6 +50,11 @@ _COLUMNS = "id, path, upload, size, mtime_ns, ctime_ns, inode, root, digests"
 _INSERT = "INSERT INTO publications VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL)"
 # A publication's own name outlives its path: a repeated COMMIT is answered with it.
 _FORGET = "UPDATE publications SET name = coalesce(name, path), path = NULL WHERE path = ? AND id <= ?"
+_BELOW = "path >= ? AND path < ?"
+_FORGET_BELOW = f"UPDATE publications SET name = coalesce(name, path), path = NULL WHERE {_BELOW} AND id <= ?"  # noqa: S608
+_NEWER = "SELECT 1 FROM publications AS newer WHERE newer.path = old.path AND newer.id > old.id"
+_OWNED = f"path IS NOT NULL AND user IS NOT NULL AND NOT EXISTS ({_NEWER})"
+_T = TypeVar("_T")
 _FOLLOW = """
 UPDATE publications SET name = coalesce(name, path), path = ?, ctime_ns = ?
 WHERE id = (SELECT id FROM publications WHERE path = ? AND id <= ? ORDER BY id DESC LIMIT 1)
@@ -98,6 +105,13 @@ class NewRow(NamedTuple):
     root: bytes
     digests: bytes | None
     user: str | None
+
+
+class OwnedPath(NamedTuple):
+    """A path, and whose file it is."""
+
+    path: str
+    owned: Owned
 
 
 class Catalogue:
@@ -156,27 +170,43 @@ class Catalogue:
         ``sqlite3.IntegrityError`` (nothing written) when an upload of them has a row already.
         """
         with self._write_lock:
-            first = self._last_id + 1
-            now = int(self._now())
-            chores = len(self._chores)
-            self._writer.execute("BEGIN IMMEDIATE")
-            try:
-                for statement, parameters in self._chores:
-                    self._writer.execute(statement, parameters)
-                values = [
-                    (first + index, path, upload, size, mtime_ns, ctime_ns, _signed(inode), root, digests, user, now)
-                    for index, (path, upload, size, mtime_ns, ctime_ns, inode, root, digests, user) in enumerate(rows)
-                ]
-                self._writer.executemany(_INSERT, values)
-                self._writer.execute("COMMIT")
-            except BaseException:
-                if self._writer.in_transaction:
-                    self._writer.execute("ROLLBACK")
-                raise
-            del self._chores[:chores]
-            self._unsettled.clear()
+            first = self._transact(lambda: self._insert(rows))
             self._last_id += len(rows)
             return first
+
+    def record_replacing(self, rows: Sequence[NewRow]) -> tuple[int, Mapping[str, Owned]]:
+        """The same; and whose the files are that stand under these names until then."""
+        with self._write_lock:
+            owners, first = self._transact(lambda: (self._owners([row.path for row in rows]), self._insert(rows)))
+            self._last_id += len(rows)
+            return first, owners
+
+    def _insert(self, rows: Sequence[NewRow]) -> int:
+        first, now = self._last_id + 1, int(self._now())
+        values = [
+            (first + index, path, upload, size, mtime_ns, ctime_ns, _signed(inode), root, digests, user, now)
+            for index, (path, upload, size, mtime_ns, ctime_ns, inode, root, digests, user) in enumerate(rows)
+        ]
+        self._writer.executemany(_INSERT, values)
+        return first
+
+    def _transact(self, work: Callable[[], _T], ending: str = "COMMIT") -> _T:
+        """Chores and ``work`` in one transaction."""
+        chores = len(self._chores)
+        self._writer.execute("BEGIN IMMEDIATE")
+        try:
+            for statement, parameters in self._chores:
+                self._writer.execute(statement, parameters)
+            result = work()
+            self._writer.execute(ending)
+        except BaseException:
+            if self._writer.in_transaction:
+                self._writer.execute("ROLLBACK")
+            raise
+        if ending == "COMMIT":
+            del self._chores[:chores]
+            self._unsettled.clear()
+        return result
 
     def settle_later(self, first: int, last: int, ctime_ns: int, published: Iterable[Published]) -> None:
         """The rows ``first``…``last`` have become files, durably, by ``ctime_ns``. Written with the next
@@ -218,8 +248,8 @@ class Catalogue:
                 (_FORGET, (target, last)),
                 (_FOLLOW, (target, ctime_ns, source, last)),
                 (_FORGET, (source, last)),
-                # "0" is the character after "/": the range is everything below the directory.
-                (_FOLLOW_BELOW, (target, len(source) + 1, source + "/", source + "0", last)),
+                (_FORGET_BELOW, (*_range_below(target), last)),
+                (_FOLLOW_BELOW, (target, len(source) + 1, *_range_below(source), last)),
             ]
         self.settle()
 
@@ -235,9 +265,8 @@ class Catalogue:
             if found:
                 span = (first, found[-1][0], oldest)
                 where = "WHERE id > ? AND id <= ? AND published_at < ?"
-                superseded = "SELECT 1 FROM publications AS newer WHERE newer.path = old.path AND newer.id > old.id"
                 self._chores += [
-                    (f"DELETE FROM publications AS old {where} AND (path IS NULL OR EXISTS ({superseded}))", span),  # noqa: S608
+                    (f"DELETE FROM publications AS old {where} AND (path IS NULL OR EXISTS ({_NEWER}))", span),  # noqa: S608
                     (f"UPDATE publications SET upload = NULL {where} AND upload IS NOT NULL", span),  # noqa: S608
                 ]
         self.settle()
@@ -303,6 +332,65 @@ class Catalogue:
             query = "SELECT 1 FROM publications WHERE upload = ?"
             return {upload for upload in upload_ids if self._reader.execute(query, (upload,)).fetchone() is not None}
 
+    # owners ----------------------------------------------------------------------------------------------------------
+
+    def stored(self) -> Mapping[str, Stored]:
+        """What the files of each user come to, going by the newest rows; not during a batch."""
+        query = f"SELECT user, sum(size), count(*) FROM publications AS old WHERE {_OWNED} GROUP BY user"  # noqa: S608
+        with self._read_lock:
+            return {user: Stored(size, files) for user, size, files in self._reader.execute(query)}
+
+    def owned_after(self, path: str, limit: int) -> list[OwnedPath]:
+        """Paths after ``path`` that belong to somebody, in their order."""
+        query = (
+            f"SELECT path, user, size FROM publications AS old WHERE path > ? AND {_OWNED} ORDER BY path LIMIT ?"  # noqa: S608
+        )
+        with self._read_lock:
+            return [OwnedPath(found, Owned(*owned)) for found, *owned in self._reader.execute(query, (path, limit))]
+
+    def owner(self, path: str) -> Owned | None:
+        """Whose the file at a path is, as of this moment. For the holder of the publication lock."""
+        return self._as_it_stands(lambda: self._owners([path])).get(path)
+
+    def owners_of_target(self, path: str) -> list[Owned]:
+        """Whose files the newest rows at and below a path speak of. For the holder of the publication lock."""
+
+        def look() -> list[Owned]:
+            below = self._writer.execute(
+                f"SELECT user, size, max(id) FROM publications WHERE {_BELOW} GROUP BY path",  # noqa: S608
+                _range_below(path),
+            )
+            return [*self._owners([path]).values(), *(Owned(*found[:2]) for found in below if found[0] is not None)]
+
+        return self._as_it_stands(look)
+
+    def _as_it_stands(self, look: Callable[[], _T]) -> _T:
+        """What ``look`` finds once the chores are done. They need not be durable: the next transaction sees to that."""
+        with self._write_lock:
+            if not self._chores:
+                return look()
+            self._writer.execute("PRAGMA synchronous = NORMAL")
+            try:
+                return self._transact(look)
+            except sqlite3.OperationalError:  # no room, not even for the log: then without writing
+                return self._transact(look, ending="ROLLBACK")
+            finally:
+                self._writer.execute("PRAGMA synchronous = FULL")
+
+    def _owners(self, paths: Sequence[str]) -> dict[str, Owned]:
+        owners: dict[str, Owned] = {}
+        for start in range(0, len(paths), _IN_CHUNK):
+            chunk = paths[start : start + _IN_CHUNK]
+            marks = ",".join("?" * len(chunk))
+            # Beside max(), SQLite takes the other columns from the row that has it.
+            query = f"SELECT path, user, size, max(id) FROM publications WHERE path IN ({marks}) GROUP BY path"  # noqa: S608
+            for path, user, size, _ in self._writer.execute(query, chunk):
+                if user is not None:
+                    owners[path] = Owned(user, size)
+        return owners
+
+    # after a crash ---------------------------------------------------------------------------------------------------
+
     def pending(self) -> list[Row]:
         """Rows of which only their files can tell whether they became true."""
         with self._read_lock:
@@ -316,6 +404,11 @@ class Catalogue:
             self._chores += [("DELETE FROM publications WHERE id = ?", (row,)) for row in dropped]
             self._chores.append(("UPDATE settled SET id = max(id, ?)", (self._last_id,)))
         self.settle()
+
+
+def _range_below(path: str) -> tuple[str, str]:
+    """Everything below a directory: "0" is the character after "/"."""
+    return path + "/", path + "0"
 
 
 def _signed(inode: int) -> int:

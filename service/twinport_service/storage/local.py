@@ -23,14 +23,16 @@ import secrets
 import sqlite3
 import stat
 import time
-from collections.abc import Callable, Collection
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from twinport_protocol.errors import ErrorCode, Refusal
 from twinport_protocol.names import RESERVED, RemoteName
 from twinport_protocol.segments import Manifest
+
+from twinport_service.usage import UsageBook, UsageKeeper
 
 from .catalogue import Catalogue
 from .contract import (
@@ -48,6 +50,7 @@ from .disk_door import DiskDoor
 from .listing import Listing
 from .manifests import Manifests
 from .naming import Naming
+from .owners import Owners
 from .publication import Commit, Publisher
 from .small_files import SmallFlusher
 from .staged_files import StagedFlusher
@@ -103,7 +106,8 @@ DEFAULT_LIMITS = Limits()
 
 
 class LocalStorage:
-    """See the module. ``door`` is the way to the disk; ``now`` and ``now_ns`` are the wall clock."""
+    """See the module. ``door`` is the way to the disk; ``usage`` is told who has what; ``now`` and ``now_ns`` are the
+    wall clock."""
 
     def __init__(
         self,
@@ -111,12 +115,14 @@ class LocalStorage:
         door: DiskDoor | None = None,
         *,
         require_used: bool = False,
+        usage: UsageKeeper | None = None,
         limits: Limits = DEFAULT_LIMITS,
         now: Callable[[], float] = time.time,
         now_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self._door = door = door or DiskDoor()
         self._health = Health()
+        usage = UsageBook() if usage is None else usage
         with ExitStack() as undo:
             try:
                 if not require_used:
@@ -125,8 +131,7 @@ class LocalStorage:
                 undo.callback(door.drop, self._root_fd)
                 own = self._open_own(require_used=require_used, root=root)
                 undo.callback(door.drop, own)
-                lock = self._take_lock(own, root)
-                undo.callback(door.drop, lock)
+                undo.callback(door.drop, self._take_lock(own, root))
                 self._check_mark(own, root)
                 self._catalogue = Catalogue(os.fspath(root / RESERVED / "manifests.db"), now=now)
                 undo.callback(self._catalogue.close)
@@ -150,14 +155,16 @@ class LocalStorage:
                     f"the root {root} cannot be used: {reason}. Choose another --root or mend its rights."
                 ) from error
             self._tree = Tree(door, self._root_fd)
-            self._publisher = Publisher(door, self._tree, self._catalogue, self._staging, self._health, now_ns=now_ns)
-            self._manifests = Manifests(door, self._tree, self._catalogue, self._publisher.lock, now_ns=now_ns)
+            self._publisher = Publisher(
+                door, self._tree, self._catalogue, self._staging, self._health, usage, now_ns=now_ns
+            )
+            lock = self._publisher.lock
+            self._owners = Owners(self._tree, self._catalogue, lock, usage)
+            self._manifests = Manifests(door, self._tree, self._catalogue, lock, usage, now_ns=now_ns)
             self._versions = Versions(door, self._tree, self._manifests, capacity=limits.open_versions)
             undo.callback(self._versions.close)
             self._listing = Listing(door, self._tree, self._catalogue, cached_names=limits.cached_names, now_ns=now_ns)
-            self._naming = Naming(
-                door, self._tree, self._catalogue, self._manifests, self._publisher.lock, self._health
-            )
+            self._naming = Naming(door, self._tree, self._catalogue, self._manifests, lock, self._health, usage)
             self._small = SmallFlusher(
                 door,
                 self._staging,
@@ -240,7 +247,8 @@ class LocalStorage:
         try:
             self._resolve_pending()
             kept = self._staging.recover(live_uploads)
-        except OSError as error:
+            self._owners.start()
+        except (OSError, sqlite3.Error) as error:
             raise StorageError(f"the storage cannot be recovered: {error}") from error
         self._publisher.start()
         self._small.start()
@@ -271,6 +279,7 @@ class LocalStorage:
         self._staged.close()
         self._small.close()
         self._publisher.close()
+        self._owners.close()
         self._resources.close()
 
     # uploads ---------------------------------------------------------------------------------------------------------
@@ -335,7 +344,8 @@ class LocalStorage:
 
     def open_version(self, name: RemoteName) -> VersionInfo:
         """See the contract."""
-        facts = self._tree.look(name)
+        with self._noticing(name):
+            facts = self._tree.look(name)
         if stat.S_ISDIR(facts.st_mode):
             raise Refusal(ErrorCode.DENIED, "a directory")
         identity, mode = Identity.of(facts), facts.st_mode
@@ -369,11 +379,13 @@ class LocalStorage:
 
     def stat(self, name: RemoteName) -> Entry:
         """See the contract."""
-        return self._listing.entry(name)
+        with self._noticing(name):
+            return self._listing.entry(name)
 
     def delete(self, name: RemoteName, if_match: bytes | None = None) -> None:
         """See the contract."""
-        self._naming.delete(name, if_match)
+        with self._noticing(name):
+            self._naming.delete(name, if_match)
 
     def move(self, source: RemoteName, target: RemoteName, if_absent: bool = False) -> None:
         """See the contract."""
@@ -386,6 +398,16 @@ class LocalStorage:
     def free_bytes(self) -> int | None:
         """See the contract."""
         try:
-            return self._door.free_bytes(self._root_fd)
+            return self._door.free_bytes(self._root_fd) - self._staging.promised_bytes
         except OSError as error:
             raise refusal_of(error) from None
+
+    @contextmanager
+    def _noticing(self, name: str) -> Iterator[None]:
+        """A file that turns out to be missing does not count any more."""
+        try:
+            yield
+        except Refusal as refusal:
+            if refusal.code is ErrorCode.FILE_NOT_FOUND:
+                self._owners.note_missing(name)
+            raise

@@ -17,6 +17,8 @@ from blake3 import blake3
 from twinport_protocol.errors import ErrorCode, Refusal
 from twinport_protocol.segments import DIGEST_BYTES, Layout, Manifest
 
+from twinport_service.usage import UsageKeeper
+
 from .catalogue import Catalogue, NewRow
 from .disk_door import DiskDoor
 from .tree import Identity, Tree
@@ -46,6 +48,7 @@ class Manifests:
         tree: Tree,
         catalogue: Catalogue,
         publication_lock: threading.Lock,
+        usage: UsageKeeper,
         *,
         attempts: int = 4,
         now_ns: Callable[[], int] = time.time_ns,
@@ -54,6 +57,7 @@ class Manifests:
         self._tree = tree
         self._catalogue = catalogue
         self._publication_lock = publication_lock
+        self._usage = usage
         self._attempts = attempts
         self._now_ns = now_ns
         # So that a hundred downloads of a new file hash it once; one lock of many, so that others need not wait.
@@ -143,6 +147,10 @@ class Manifests:
         with self._publication_lock:
             try:
                 if Identity.of(self._tree.facts(name)) == identity:
-                    self._catalogue.record((row,))
+                    # Changed in place by other means, it stays whose it was, with the size that it has now.
+                    owned = self._catalogue.owner(name)
+                    self._catalogue.record((row if owned is None else row._replace(user=owned.user),))
+                    if owned is not None:
+                        self._usage.resized(owned, identity.size)
             except (OSError, sqlite3.Error):
                 return  # only a cache: the next one hashes again

@@ -18,6 +18,8 @@ from twinport_protocol.errors import ErrorCode, Refusal
 from twinport_protocol.names import RemoteName
 from twinport_protocol.segments import Manifest
 
+from twinport_service.usage import Owned, Stored, UsageBook, UsageKeeper
+
 from .contract import Buffer, Entry, OnDone, OnProgress, Page, Precondition, Published, UploadSpec, VersionInfo
 
 FINISHED_SECONDS = 24 * 3600
@@ -30,6 +32,12 @@ class _Version:
     mtime_ns: int
     executable: bool
     manifest: Manifest
+    user: str
+
+    @property
+    def owned(self) -> Owned:
+        """Whose it is."""
+        return Owned(self.user, len(self.data))
 
 
 @dataclass
@@ -65,17 +73,20 @@ class MemoryReader:
 
 
 class MemoryStorage:
-    """See the module. ``now_ns`` gives the mtime of files whose sender named none, ``now`` ages the finished ids."""
+    """See the module. ``usage`` is told who has what; ``now_ns`` gives the mtime of files whose sender named none,
+    ``now`` ages the finished ids."""
 
     def __init__(
         self,
         *,
         capacity_bytes: int | None = None,
         open_versions: int = 256,
+        usage: UsageKeeper | None = None,
         now: Callable[[], float] = time.time,
         now_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self._lock = threading.RLock()
+        self._usage = UsageBook() if usage is None else usage
         self._capacity_bytes = capacity_bytes
         self._open_versions = open_versions
         self._now = now
@@ -94,6 +105,11 @@ class MemoryStorage:
         with self._lock:
             for upload_id in [key for key in self._stagings if key not in live_uploads]:
                 self.abort(upload_id)
+            stored: dict[str, Stored] = {}
+            for version in self._files.values():
+                size_bytes, files = stored.get(version.user, Stored(0, 0))
+                stored[version.user] = Stored(size_bytes + len(version.data), files + 1)
+            self._usage.load(stored)
             return set(self._stagings)
 
     def close(self) -> None:
@@ -198,10 +214,13 @@ class MemoryStorage:
 
     def _publish(self, spec: UploadSpec, data: bytes, manifest: Manifest) -> Published:
         self._make_parents(spec.name)
+        replaced = self._files.get(spec.name)
         self._forget(spec.name)
         self._serial += 1
         mtime_ns = self._now_ns() if spec.mtime_ns is None else spec.mtime_ns
-        self._files[spec.name] = _Version(self._serial, data, mtime_ns, spec.executable, manifest)
+        version = _Version(self._serial, data, mtime_ns, spec.executable, manifest, spec.user)
+        self._files[spec.name] = version
+        self._usage.publish(spec.upload_id, version.owned, None if replaced is None else replaced.owned)
         self._keys = None
         published = Published(spec.upload_id, spec.name, len(data), mtime_ns, manifest.root)
         self._finished[spec.upload_id] = (self._now(), published)
@@ -306,6 +325,8 @@ class MemoryStorage:
                 raise Refusal(ErrorCode.NOT_EMPTY)
             self._forget(name)
             self._directories.discard(name)
+            if present is not None:
+                self._usage.removed((present.owned,))
 
     def move(self, source: RemoteName, target: RemoteName, if_absent: bool = False) -> None:
         """See the contract."""
@@ -323,8 +344,10 @@ class MemoryStorage:
             if (is_file and target in self._directories) or target.startswith(source + "/"):
                 raise Refusal(ErrorCode.NAME_CONFLICT)
             self._make_parents(target)
-            if is_file:
+            replaced = self._files.get(target)
+            if is_file and replaced is not None:
                 self._forget(target)
+                self._usage.removed((replaced.owned,))
             for name in [key for key in self._files if key == source or key.startswith(source + "/")]:
                 self._files[target + name[len(source) :]] = self._files.pop(name)
             for name in [key for key in self._directories if key == source or key.startswith(source + "/")]:

@@ -13,6 +13,8 @@ import threading
 
 from twinport_protocol.errors import ErrorCode, Refusal
 
+from twinport_service.usage import UsageKeeper
+
 from .catalogue import Catalogue
 from .contract import UploadSpec
 from .disk_door import DiskDoor
@@ -32,6 +34,7 @@ class Naming:
         manifests: Manifests,
         lock: threading.Lock,
         health: Health,
+        usage: UsageKeeper,
     ) -> None:
         self._door = door
         self._tree = tree
@@ -39,6 +42,7 @@ class Naming:
         self._manifests = manifests
         self._lock = lock
         self._health = health
+        self._usage = usage
 
     def matching(self, name: str, root: bytes) -> Identity:
         """The identity of the current version, if its root is ``root``; ``Changed`` otherwise. May take as long as
@@ -93,13 +97,18 @@ class Naming:
                     if stat.S_ISDIR(facts.st_mode):
                         self._door.remove_directory(directories.open(parent), leaf)
                     else:
+                        owned = self._catalogue.owner(name)
                         self._door.unlink(directories.open(parent), leaf)
                         self._catalogue.forget_later(name)
+                        if owned is not None:
+                            self._usage.removed((owned,))
                     directories.note_change(parent)
             except NotADirectoryError as error:
                 raise Refusal(ErrorCode.FILE_NOT_FOUND, str(error)) from None
             except OSError as error:
                 raise refusal_of(error) from None
+            except sqlite3.Error as error:
+                raise refusal_of_database(error) from None
             self._flush(directories)
 
     def move(self, source: str, target: str, *, if_absent: bool) -> None:
@@ -130,6 +139,10 @@ class Naming:
         above = directories.open(source_parent)
         # Look before parents are made: a refused move leaves nothing behind.
         self._check_target(target, is_new=is_new)
+        try:
+            replaced = self._catalogue.owners_of_target(target)
+        except sqlite3.Error as error:
+            raise refusal_of_database(error) from None
         below = directories.make(target_parent)
         if is_new:
             try:
@@ -140,6 +153,7 @@ class Naming:
                 raise
         else:
             self._door.rename(above, source_leaf, below, target_leaf)
+        self._usage.removed(replaced)
         directories.note_change(source_parent)
         directories.note_change(target_parent)
         ctime_ns = self._door.stat_at(below, target_leaf).st_ctime_ns

@@ -17,12 +17,13 @@ import stat
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from twinport_protocol.errors import ErrorCode, Refusal
 
 from twinport_service.log import get_log
+from twinport_service.usage import Owned, UsageKeeper
 
 from .catalogue import Catalogue, NewRow
 from .contract import OnDone, Published, UploadSpec
@@ -97,6 +98,7 @@ class Publisher:
         catalogue: Catalogue,
         staging: Staging,
         health: Health,
+        usage: UsageKeeper,
         *,
         batch_files: int = BATCH_FILES,
         now_ns: Callable[[], int] = time.time_ns,
@@ -107,6 +109,7 @@ class Publisher:
         self._catalogue = catalogue
         self._staging = staging
         self._health = health
+        self._usage = usage
         self._batch_files = batch_files
         self._now_ns = now_ns
         self._waiting: deque[Commit] = deque()
@@ -185,9 +188,9 @@ class Publisher:
             with self.lock:
                 ready = self._check_all(batch, directories, later, refused)
                 if ready:
-                    first, ready = self._record(ready, later, refused)
+                    first, ready, owners = self._record(ready, later, refused)
                     last = first + len(ready) - 1
-                    done = self._rename_all(first, ready, directories, refused)
+                    done = self._rename_all(first, ready, owners, directories, refused)
                     ctime_ns = self._latest_ctime(done, directories)
             unknown = self._flush(done, directories)
         for commit, outcome in refused:
@@ -251,20 +254,22 @@ class Publisher:
 
     def _record(
         self, ready: list[Commit], later: list[Commit], refused: list[tuple[Commit, Published | Refusal]]
-    ) -> tuple[int, list[Commit]]:
-        """Write the rows; the id of the first, and whose they are. None are left when they cannot be written."""
+    ) -> tuple[int, list[Commit], Mapping[str, Owned]]:
+        """Write the rows; the id of the first, whose they are, and whose files they replace. None are left when they
+        cannot be written."""
         try:
             try:
-                return self._catalogue.record([commit.row() for commit in ready]), ready
+                first, owners = self._catalogue.record_replacing([commit.row() for commit in ready])
             except sqlite3.IntegrityError:
                 ready = self._without_repeated(ready, later, refused)
-                return self._catalogue.record([commit.row() for commit in ready]), ready
+                first, owners = self._catalogue.record_replacing([commit.row() for commit in ready])
+            return first, ready, owners
         except sqlite3.Error as error:
             refusal = refusal_of_database(error)
             if refusal.code is not ErrorCode.DISK_FULL:
                 self._health.fail("writing the catalogue", error)
             refused.extend((commit, refusal) for commit in ready)
-            return 0, []
+            return 0, [], {}
 
     def _without_repeated(
         self, ready: list[Commit], later: list[Commit], refused: list[tuple[Commit, Published | Refusal]]
@@ -290,6 +295,7 @@ class Publisher:
         self,
         first: int,
         ready: list[Commit],
+        owners: Mapping[str, Owned],
         directories: OpenDirectories,
         refused: list[tuple[Commit, Published | Refusal]],
     ) -> list[Commit]:
@@ -299,6 +305,8 @@ class Publisher:
             parent, leaf = split(commit.spec.name)
             try:
                 self._rename(commit, directories.open(parent), leaf)
+                published = Owned(commit.spec.user, commit.size)
+                self._usage.publish(commit.spec.upload_id, published, owners.get(commit.spec.name))
                 directories.note_change(parent)
                 done.append(commit)
             except (OSError, Refusal) as error:

@@ -191,6 +191,12 @@ class Staging:
         """How long no large upload has been written to."""
         return time.monotonic() - self._written_at
 
+    @property
+    def promised_bytes(self) -> int:
+        """What uploads under way still need where no blocks can be had beforehand."""
+        with self._lock:
+            return sum(self._promised.values())
+
     def next_directory(self) -> int:
         """The directory for the next batch of small files."""
         return self._directories[next(self._turn) % len(self._directories)]

@@ -192,11 +192,6 @@ def test_resumable_is_the_newest_that_is_worth_it(ledger: Ledger) -> None:
     assert ledger.resumable("alice", small.name, 5) == small.upload_id
 
 
-def test_quota_is_unlimited_for_now(ledger: Ledger) -> None:
-    assert ledger.draw("alice", 2**60, 10**9)
-    ledger.give_back("alice", 2**60, 10**9)
-
-
 def test_of_many_leases_at_once_each_has_a_generation_of_its_own(ledger: Ledger) -> None:
     spec = make_spec()
     ledger.begin(spec)

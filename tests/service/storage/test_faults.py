@@ -225,7 +225,7 @@ def test_failing_catalogue(
         raise sqlite3.OperationalError(text)
 
     with monkeypatch.context() as patch:
-        patch.setattr(storage._catalogue, "record", fail)
+        patch.setattr(storage._catalogue, "_insert", fail)
         assert code_of(commit_small(storage, make_spec("small", 1), b"x")) is code
     assert staged_files(shm_path / "root") == []
     assert [entry.name for entry in list_all(storage)] == ["before"]
