@@ -1,39 +1,44 @@
 """One twinport/2 control connection on the event loop: lines in, handlers asked, lines out.
 
 Commands that may wait for a disk go to worker threads, many of them in one job, at most ``_JOBS`` jobs of a session
-at a time; their replies come back in one write. A session that does not read its replies is not read either.
+at a time; their replies come back in one write. A session that does not read its replies is not read either. What
+comes behind a LOGIN waits for its outcome; the rest about logins is in :mod:`login_gate`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import secrets
+import contextlib
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from twinport_protocol.control import BadLine, ControlServer, ControlState, Greeting, Limits
-from twinport_protocol.errors import ErrorCode, RemoteProtocolError
+from twinport_protocol.errors import ErrorCode, Refusal, RemoteProtocolError
 from twinport_protocol.messages import Command, Reply, ReplyKind, Verb, format_reply
 
 from .access import ANONYMOUS
-from .handlers import Caller, Handlers
+from .accounts.authenticator import Authenticator, LoggedIn
+from .commit_watch import CommitWatch
+from .handlers import Caller, Handlers, refuse
 from .log import get_log
+from .login_gate import LoginGate
 
 _JOBS = 2
 _BATCH = 64
 _EVENTS_IN_A_ROW = 256
-PROGRESS_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
 class ControlTimes:
-    """Seconds: until the greeting; without any traffic; with replies that the client does not read."""
+    """Seconds: until the greeting; without any traffic; with replies that the client does not read; until a login that
+    is required."""
 
     greeting_seconds: float = 10.0
     idle_seconds: float = 300.0
     unread_seconds: float = 30.0
+    login_seconds: float = 20.0
 
 
 @dataclass(frozen=True)
@@ -49,19 +54,23 @@ class ControlServices:
     greeting: Callable[[], Mapping[str, str]]
     on_open: Callable[[ControlSession], None]
     on_close: Callable[[ControlSession], None]
+    authenticator: Authenticator | None = None
 
 
 class ControlSession(asyncio.Protocol):
-    """The connection. All methods run on the event loop but for what is handed to the executor."""
+    """The connection. All methods run on the event loop but for what is handed to the executor.
+
+    ``certificate_sha256`` is the hash of the certificate that the client was shown; None on a plaintext connection."""
 
     __slots__ = (
-        "_caller", "_certificate_sha256", "_closing", "_jobs", "_listing", "_more_to_come", "_peer", "_queue",
-        "_reading", "_services", "_transport", "_wire", "_writable", "deadline", "loop",
+        "_caller", "_certificate_sha256", "_closing", "_gate", "_jobs", "_listing", "_login_deadline",
+        "_more_to_come", "_peer", "_queue", "_reading", "_services", "_transport", "_wire", "_writable", "deadline",
+        "loop",
     )  # fmt: skip
 
     def __init__(self, services: ControlServices, certificate_sha256: bytes | None = None) -> None:
         self._services = services
-        self._certificate_sha256 = certificate_sha256  # None without TLS
+        self._certificate_sha256 = certificate_sha256
         self._wire = ControlServer(services.limits)
         self.loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
@@ -74,7 +83,9 @@ class ControlSession(asyncio.Protocol):
         self._reading = True
         self._writable = True
         self._closing = False
+        self._gate = LoginGate(services.authenticator, certificate_sha256, None)
         self.deadline = self.loop.time() + services.times.greeting_seconds
+        self._login_deadline = self.loop.time() + services.times.login_seconds
 
     # asyncio.Protocol ------------------------------------------------------------------------------------------------
 
@@ -83,6 +94,7 @@ class ControlSession(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)  # noqa: S101 (asyncio's own promise for stream sockets)
         self._transport = transport
         self._peer = transport.get_extra_info("peername")
+        self._gate = LoginGate(self._services.authenticator, self._certificate_sha256, self._peer)
         self._services.on_open(self)
         get_log().info(f"[NEW CONNECTION] {self._peer} connected")
 
@@ -125,18 +137,20 @@ class ControlSession(asyncio.Protocol):
         self._advance()
 
     def _advance(self) -> None:
-        if self._more_to_come or not self._writable:
+        if self._more_to_come or self._gate.is_pending or not self._writable:
             return
         out: list[bytes] = []
         try:
             for count, event in enumerate(self._wire.events(), 1):
                 self._touch()  # here, not where bytes come in: half a line now and then keeps no session alive
                 if isinstance(event, Greeting):
-                    out.append(self._greet())
+                    out.append(self._greet(event))
                 elif isinstance(event, BadLine):
                     out.append(format_reply(event.reply))
                 else:
                     self._command(event, out)
+                    if self._gate.is_pending:
+                        break
                 if count == _EVENTS_IN_A_ROW:  # others have their turn first
                     self._more_to_come = True
                     self.loop.call_soon(self._go_on)
@@ -151,12 +165,14 @@ class ControlSession(asyncio.Protocol):
         self._regulate()
         self._close_when_done()
 
-    def _greet(self) -> bytes:
-        # The user is fixed from here on; a login will set it before this line is reached.
-        self._caller = Caller(ANONYMOUS, self._peer, self._certificate_sha256 is not None)
-        reply = self._wire.greet({**self._services.greeting(), "nonce": secrets.token_hex(16)})
+    def _greet(self, greeting: Greeting) -> bytes:
+        self._caller = self._caller_of(ANONYMOUS)
+        reply = self._wire.greet({**self._services.greeting(), **self._gate.greet(greeting.options)})
         self._touch()
         return reply
+
+    def _caller_of(self, user: str) -> Caller:
+        return Caller(user, self._peer, self._certificate_sha256 is not None)
 
     def _command(self, command: Command, out: list[bytes]) -> None:
         if self._caller is None:  # pragma: no cover - the wire yields no command before the greeting
@@ -166,11 +182,46 @@ class ControlSession(asyncio.Protocol):
             self._wire.close()
             self._closing = True
             return
+        if command.verb is Verb.LOGIN:
+            self._log_in(command, out)
+            return
+        refusal = self._gate.refusal_of(command)
+        if refusal is not None:
+            out.append(self._wire.reply(refuse(command, refusal)))
+            return
         reply = self._services.handlers.quick(self._caller, command)
         if reply is not None:
             out.append(self._wire.reply(reply))
         else:
             self._queue.append(command)
+
+    def _log_in(self, command: Command, out: list[bytes]) -> None:
+        command_id = command.id  # so that nothing here keeps the secret
+
+        def on_outcome(outcome: LoggedIn | Refusal) -> None:
+            self.post(self._login_done, command_id, outcome)
+
+        refusal = self._gate.begin(command, on_outcome)
+        if refusal is None:
+            self._jobs += 1
+            return
+        out.append(self._wire.reply(refuse(command, refusal)))
+        self._end_if_spent(out)
+
+    def _login_done(self, command_id: int, outcome: LoggedIn | Refusal) -> None:
+        reply = self._gate.settle(command_id, outcome)
+        if isinstance(outcome, LoggedIn):
+            self._caller = self._caller_of(outcome.user)
+        rest: list[bytes] = []
+        self._end_if_spent(rest)
+        self.job_done([reply], rest)
+
+    def _end_if_spent(self, out: list[bytes]) -> None:
+        if self._gate.is_spent:
+            out.append(format_reply(Reply(0, ReplyKind.ERROR, code=ErrorCode.LOGIN_FAILED)))
+            self._wire.close()
+            self._queue.clear()
+            self._closing = True
 
     def _start_jobs(self) -> None:
         while self._queue and self._jobs < _JOBS and self._writable and self._caller is not None:
@@ -183,7 +234,8 @@ class ControlSession(asyncio.Protocol):
                     return
                 self._listing = True
                 self._jobs += 1
-                self._services.lister.submit(self._run_list, self._caller, self._queue.popleft())
+                turns = self._services.handlers.list_in_turns(self._caller, self._queue.popleft())
+                self._services.lister.submit(self._run_list, turns)
             else:
                 batch: list[Command] = []
                 while self._queue and len(batch) < _BATCH and self._queue[0].verb not in _ALONE:
@@ -195,8 +247,14 @@ class ControlSession(asyncio.Protocol):
         replies = [self._services.handlers.slow(caller, command) for command in batch]
         self.post(self.job_done, [reply for group in replies for reply in group])
 
-    def _run_list(self, caller: Caller, command: Command) -> None:
-        *entries, last = self._services.handlers.slow(caller, command)
+    def _run_list(self, turns: Iterator[Sequence[Reply] | None]) -> None:
+        replies = next(turns)
+        if replies is None:  # not done: others have their turn first
+            if self._transport is not None:
+                with contextlib.suppress(RuntimeError):  # the server has stopped
+                    self._services.lister.submit(self._run_list, turns)
+            return
+        *entries, last = replies
         self.post(self._list_done, b"".join(map(format_reply, entries)), last)
 
     def _list_done(self, entries: bytes, last: Reply) -> None:
@@ -211,12 +269,12 @@ class ControlSession(asyncio.Protocol):
         except RuntimeError:
             return  # the loop is closed: the server has stopped and nobody waits for the answer
 
-    def job_done(self, replies: list[Reply]) -> None:
-        """A job of this session ended with these replies."""
+    def job_done(self, replies: list[Reply], rest: Sequence[bytes] = ()) -> None:
+        """A job of this session ended with these replies; ``rest`` is said after them."""
         self._jobs -= 1
         if self._transport is None:
             return
-        self._write([self._wire.reply(reply) for reply in replies])
+        self._write([*(self._wire.reply(reply) for reply in replies), *rest])
         self._touch()
         self._advance()
 
@@ -227,7 +285,7 @@ class ControlSession(asyncio.Protocol):
 
     def _start_commit(self, caller: Caller, command: Command) -> None:
         self._jobs += 1
-        watch = _CommitWatch(self, command.id)
+        watch = CommitWatch(self, command.id)
         self._services.executor.submit(
             self._services.handlers.commit, caller, command, watch.on_reply, watch.on_progress
         )
@@ -242,7 +300,8 @@ class ControlSession(asyncio.Protocol):
         """Read exactly while there is room for what comes."""
         if self._transport is None or self._transport.is_closing():
             return
-        wanted = self._writable and not self._wire.paused and not self._closing and not self._more_to_come
+        has_room = not (self._wire.paused or self._more_to_come or self._gate.is_pending)
+        wanted = self._writable and has_room and not self._closing
         if wanted and not self._reading:
             self._transport.resume_reading()
         elif not wanted and self._reading:
@@ -251,7 +310,8 @@ class ControlSession(asyncio.Protocol):
 
     def _touch(self) -> None:
         if self._wire.state is ControlState.READY and self._writable:
-            self.deadline = self.loop.time() + self._services.times.idle_seconds
+            idle_at = self.loop.time() + self._services.times.idle_seconds
+            self.deadline = self._login_deadline if self._gate.is_owed else idle_at
 
     def _close_when_done(self) -> None:
         idle = not (self._jobs or self._queue or self._more_to_come)
@@ -287,32 +347,6 @@ class ControlSession(asyncio.Protocol):
         """Close now."""
         if self._transport is not None:
             self._transport.abort()
-
-
-class _CommitWatch:
-    """One COMMIT under way: tells the client once a second that it lives, and brings the outcome back to the loop."""
-
-    def __init__(self, session: ControlSession, command_id: int) -> None:
-        self._session = session
-        self._id = command_id
-        self._durable_bytes = 0
-        self._timer = session.loop.call_later(PROGRESS_SECONDS, self._tick)
-
-    def on_progress(self, durable_bytes: int) -> None:
-        """From the storage's thread."""
-        self._durable_bytes = durable_bytes
-
-    def on_reply(self, reply: Reply) -> None:
-        """From the storage's thread."""
-        self._session.post(self._finish, reply)
-
-    def _tick(self) -> None:
-        self._session.tell_progress(Reply(self._id, ReplyKind.PROGRESS, (str(self._durable_bytes),)))
-        self._timer = self._session.loop.call_later(PROGRESS_SECONDS, self._tick)
-
-    def _finish(self, reply: Reply) -> None:
-        self._timer.cancel()
-        self._session.job_done([reply])
 
 
 _ALONE = frozenset({Verb.COMMIT, Verb.LIST})

@@ -7,7 +7,7 @@ thread, many commands in one job. ``COMMIT`` answers from whichever thread ends 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from twinport_protocol.control import Limits
@@ -23,6 +23,7 @@ from .ledger import Ledger, UploadRecord
 from .log import get_log
 from .storage.contract import SMALL_BYTES, Entry, OnProgress, Precondition, Published, UploadSpec
 from .uploads import UploadDesk
+from .visible_listing import list_visible
 
 UPLOAD_ID_BYTES = 16
 MAX_PAGE_ENTRIES = 1000
@@ -177,6 +178,7 @@ class Handlers:
             upload_id = _hex(command.words[0], UPLOAD_ID_BYTES)
             root = _hex(command.options.get("root"), DIGEST_BYTES)
             generation = parse_size(command.options.get("generation", "").encode())
+            self._require_own(caller, upload_id)
             self._desk.commit(caller.user, upload_id, generation, root, on_done, on_progress)
         except (Refusal, ProtocolError) as error:
             on_reply(refuse(command, error))
@@ -193,12 +195,19 @@ class Handlers:
         )
         return [Reply(command.id, ReplyKind.DONE)]
 
+    def _require_own(self, caller: Caller, upload_id: bytes) -> None:
+        """What was allowed when the upload was opened may have been taken away since."""
+        known = self._desk.ledger.load(upload_id)
+        if known is not None and known.spec.user == caller.user:
+            require(self._decide, caller.user, Act.WRITE, known.spec.name)
+
     def _renew(self, caller: Caller, command: Command) -> Sequence[Reply]:
         old = self._keys.verify(decode_ticket(command.words[0]), self._now(), grace_seconds=RENEWABLE_SECONDS)
         if old.user != caller.user:
             raise Refusal(ErrorCode.TICKET_INVALID, "another user's ticket")
         if old.action is Action.UPLOAD:
             self._desk.ledger.check(old.scope, old.generation)
+            self._require_own(caller, old.scope)
         else:
             self._storage.open_reader(old.scope).close()
         ticket = self._ticket(old.action, caller, old.scope, old.size, old.generation, secure=old.secure)
@@ -218,20 +227,46 @@ class Handlers:
         }
         return [Reply(command.id, ReplyKind.OK, options=options)]
 
-    def _list(self, caller: Caller, command: Command) -> Sequence[Reply]:
+    def list_in_turns(self, caller: Caller, command: Command) -> Iterator[Sequence[Reply] | None]:
+        """The replies to a LIST, the last of them final; before them None whenever somebody else may have a turn. Never
+        raises."""
+        try:
+            yield from self._list_in_turns(caller, command)
+        except (Refusal, ProtocolError) as error:
+            yield [refuse(command, error)]
+        except Exception:
+            get_log().exception("[CONTROL] Internal error", peer=caller.peer, verb=command.verb.value)
+            yield [Reply(command.id, ReplyKind.ERROR, code=ErrorCode.INTERNAL)]
+
+    def _list_in_turns(self, caller: Caller, command: Command) -> Iterator[Sequence[Reply] | None]:
         prefix = parse_prefix(command.words[0]) if command.words else ""
-        require(self._decide, caller.user, Act.LIST, prefix)
+        if not self._decide(caller.user, Act.LIST, prefix):
+            require(self._decide, caller.user, Act.SEE, prefix)
         limit = parse_size(command.options.get("limit", str(MAX_PAGE_ENTRIES)).encode())
         if not limit:
             raise Refusal(ErrorCode.BAD_REQUEST, "limit=0")
         recursive = command.options.get("depth") != "1"
-        page = self._storage.list(prefix, command.options.get("after", ""), min(limit, MAX_PAGE_ENTRIES), recursive)
-        replies = [Reply(command.id, ReplyKind.ENTRY, (entry.name,), _described(entry)) for entry in page.entries]
-        tail = {"count": str(len(page.entries)), "more": "1" if page.more else "0"}
-        return [*replies, Reply(command.id, ReplyKind.DONE, options=tail)]
+        after, limit = command.options.get("after", ""), min(limit, MAX_PAGE_ENTRIES)
+        pages = list_visible(self._storage.list, self._decide, caller.user, prefix, after, limit, recursive)
+        for page in pages:
+            if page is None:
+                yield None
+                continue
+            replies = [Reply(command.id, ReplyKind.ENTRY, (entry.name,), _described(entry)) for entry in page.entries]
+            tail = {"count": str(len(page.entries)), "more": "1" if page.more else "0"}
+            yield [*replies, Reply(command.id, ReplyKind.DONE, options=tail)]
+
+    def _list(self, caller: Caller, command: Command) -> Sequence[Reply]:
+        return next(replies for replies in self._list_in_turns(caller, command) if replies is not None)
 
     def _stat(self, caller: Caller, command: Command) -> Sequence[Reply]:
-        entry = self._storage.stat(self._name(caller, command, 0, Act.LIST))
+        name = parse_name(command.words[0])
+        may_list = self._decide(caller.user, Act.LIST, name)
+        if not may_list:
+            require(self._decide, caller.user, Act.SEE, name)
+        entry = self._storage.stat(name)
+        if not may_list and entry.kind != "d":
+            raise Refusal(ErrorCode.DENIED, f"list by {caller.user}")
         return [Reply(command.id, ReplyKind.OK, options=_described(entry))]
 
     def _delete(self, caller: Caller, command: Command) -> Sequence[Reply]:
@@ -245,9 +280,18 @@ class Handlers:
         source = self._name(caller, command, 0, Act.DELETE)
         require(self._decide, caller.user, Act.READ, source)
         target = self._name(caller, command, 1, Act.WRITE)
+        self._require_tree(caller, source, target)
         self._storage.move(source, target, command.options.get("if-absent") == "1")
         get_log().info(f"[MOVE] {source} to {target}", peer=caller.peer)
         return [Reply(command.id, ReplyKind.DONE)]
+
+    def _require_tree(self, caller: Caller, source: RemoteName, target: RemoteName) -> None:
+        """A directory takes along what is in it, and leaves with it what its grants are."""
+        trees = ((Act.DELETE, source), (Act.READ, source), (Act.WRITE, target))
+        if all(self._decide(caller.user, act, name + "/") for act, name in trees):
+            return
+        if self._storage.stat(source).kind == "d":
+            raise Refusal(ErrorCode.DENIED, f"a directory moved by {caller.user}")
 
     def _make_directory(self, caller: Caller, command: Command) -> Sequence[Reply]:
         self._storage.make_directory(self._name(caller, command, 0, Act.WRITE))

@@ -12,7 +12,7 @@ from twinport_protocol.frames import COMMIT, LAST, AckStatus
 from twinport_protocol.messages import ReplyKind, Verb
 from twinport_protocol.names import RemoteName
 from twinport_protocol.segments import Manifest, digest_of
-from twinport_service import control_session
+from twinport_service import commit_watch
 from twinport_service.ledger_memory import MemoryLedger
 from twinport_service.server import Foundation
 from twinport_service.storage.contract import Entry, OnDone, OnProgress, UploadSpec
@@ -84,7 +84,7 @@ def test_while_a_commit_runs(
     upload_id: MakeId,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(control_session, "PROGRESS_SECONDS", 0.05)
+    monkeypatch.setattr(commit_watch, "PROGRESS_SECONDS", 0.05)
     upload = control.upload("x", len(DATA), upload_id())
     channel.attach(upload.ticket)
     assert channel.put_segment(1, 0, DATA) is AckStatus.SEALED
