@@ -3,8 +3,10 @@ their own."""
 
 from __future__ import annotations
 
+import functools
 import itertools
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -15,7 +17,9 @@ from twinport_protocol.tickets import TicketKeys
 
 from .buffers import BufferPool
 from .channel_session import ChannelSession
-from .channel_worker import ChannelTimes, ChannelWorker
+from .channel_times import ChannelTimes
+from .channel_transport import ChannelTransport, PlainTransport, TlsTransport
+from .channel_worker import ChannelWorker
 from .log import get_log
 from .uploads import UploadDesk
 
@@ -67,6 +71,22 @@ class ChannelPlane:
 
         Where too many have not attached, the oldest of those gives way: it has had the most time to prove itself.
         """
+        return self._accept(sock, peer, lambda: PlainTransport(sock), None) is not None
+
+    def accept_tls(
+        self, sock: socket.socket, peer: object, context: ssl.SSLContext, on_ready: Callable[[], None]
+    ) -> Callable[[], None] | None:
+        """The same for a socket whose client wants TLS for a channel. ``on_ready`` is called, from any thread, when the
+        handshake is over, and again at the end. Returns what makes the channel give way; None past the caps."""
+        return self._accept(sock, peer, lambda: TlsTransport(sock, context, self._pool), on_ready)
+
+    def _accept(
+        self,
+        sock: socket.socket,
+        peer: object,
+        make_transport: Callable[[], ChannelTransport],
+        on_ready: Callable[[], None] | None,
+    ) -> Callable[[], None] | None:
         with self._changed:
             refused = self._draining or len(self._workers) >= self._bounds.channels
             unattached = [worker for worker, _ in self._workers.values() if not worker.attached and not worker.aborted]
@@ -75,16 +95,22 @@ class ChannelPlane:
             if refused:
                 get_log().info("[CHANNEL] Refused: too many", peer=peer)
                 sock.close()
-                return False
+                return None
             number = next(self._numbers)
+            transport: ChannelTransport | None = None
             try:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                worker = ChannelWorker(sock, peer, self._make_session, self._pool, self._bounds.times, self._clock)
+                transport = make_transport()
+                make_session = functools.partial(self._make_session, transport.secure)
+                worker = ChannelWorker(
+                    transport, peer, make_session, self._pool, self._bounds.times, self._clock, on_ready
+                )
             except OSError as error:
                 get_log().error("[CHANNEL] Refused", peer=peer, error=error.strerror)
-                sock.close()
-                return False
-            thread = threading.Thread(target=self._run, args=(number, worker), name=f"channel-{number}", daemon=True)
+                (transport or sock).close()
+                return None
+            arguments = (number, worker, on_ready)
+            thread = threading.Thread(target=self._run, args=arguments, name=f"channel-{number}", daemon=True)
             self._workers[number] = (worker, thread)
         try:
             thread.start()
@@ -92,14 +118,16 @@ class ChannelPlane:
             get_log().error("[CHANNEL] Refused: no more threads", peer=peer)
             self._forget(number)
             worker.close()
-            return False
-        return True
+            return None
+        return worker.abort
 
-    def _make_session(self, wake: Callable[[], None]) -> ChannelSession:
-        return ChannelSession(self._desk, self._keys, self._limits, wake, now=self._now)
+    def _make_session(self, secure: bool, wake: Callable[[], None]) -> ChannelSession:
+        return ChannelSession(self._desk, self._keys, self._limits, wake, secure=secure, now=self._now)
 
-    def _run(self, number: int, worker: ChannelWorker) -> None:
+    def _run(self, number: int, worker: ChannelWorker, on_ready: Callable[[], None] | None) -> None:
         worker.run()
+        if on_ready is not None:
+            on_ready()
         tally = worker.session.tally
         if tally.bytes_in or tally.bytes_out or tally.files_in:
             get_log().info(

@@ -1,61 +1,55 @@
 """The thread that owns one data connection: a non-blocking socket, one poll loop, nobody else touches it.
 
-It reads while it writes, so neither end can block the other. Large payloads go from the reader to the socket with
-``sendfile``; what is received lands in one borrowed buffer that frames are handed on from without a copy.
+It reads while it writes, so neither end can block the other. How bytes move is the transport's matter: on a plain
+socket large payloads go from the reader to the socket with ``sendfile``, under TLS through a buffer. What is received
+lands in one borrowed buffer that frames are handed on from without a copy.
 """
 
 from __future__ import annotations
 
 import os
 import select
-import socket
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
-from twinport_protocol.errors import ErrorCode, Refusal
+from twinport_protocol.errors import Refusal
 
 from .buffers import BufferPool
 from .channel_session import ChannelSession, Payload
+from .channel_times import ChannelTimes, Patience
+from .channel_transport import ChannelTransport
 from .log import get_log
 
 _SEND_BYTES = 256 * 1024
-_READ_EVENTS = select.POLLIN | select.POLLHUP | select.POLLERR
+_END_EVENTS = select.POLLHUP | select.POLLERR
 _RECEIVES_IN_A_ROW = 4
+_LINGER_SECONDS = 0.05
+"""How long an idle channel keeps its buffers."""
 _QUEUED_ANSWERS = 4096
 """More of them unsent, and no more frames are taken: a client that sends without reading would fill our memory."""
-_PROGRESS_BYTES = 16 * 1024
-"""What must move within ``stall_seconds`` in mid work: a byte now and then is no progress."""
-
-
-@dataclass(frozen=True)
-class ChannelTimes:
-    """Seconds: until the first good ATTACH; of silence in mid work; of silence with nothing to do; of draining."""
-
-    attach_seconds: float = 5.0
-    stall_seconds: float = 30.0
-    idle_seconds: float = 300.0
-    drain_seconds: float = 1.0
 
 
 class ChannelWorker:
-    """Serves one accepted, non-blocking, plain socket until it ends. :meth:`run` is the thread's body."""
+    """Serves one accepted connection until it ends. :meth:`run` is the thread's body; ``on_ready`` is called in it once
+    the handshake, if the transport has one, is over."""
 
     def __init__(
         self,
-        sock: socket.socket,
+        transport: ChannelTransport,
         peer: object,
         make_session: Callable[[Callable[[], None]], ChannelSession],
         pool: BufferPool,
         times: ChannelTimes,
         clock: Callable[[], float] = time.monotonic,
+        on_ready: Callable[[], None] | None = None,
     ) -> None:
-        self._sock = sock
+        self._transport = transport
+        self._on_ready = on_ready
         self.peer = peer
         self._pool = pool
-        self._times = times
-        self._clock = clock
+        self._buffer: bytearray | None = None
+        self._patience = Patience(times, clock)
         self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._wake_lock = threading.Lock()
         self._awake = False
@@ -64,9 +58,8 @@ class ChannelWorker:
         self._pending: bytearray = bytearray()
         self._payload: Payload | None = None
         self.session = make_session(self.wake)
-        self.started_at = clock()
-        self._moved_at = self.started_at
-        self._moved_bytes = 0
+        self._end_at: float | None = None
+        self._said_all = False
         self.aborted = False
 
     @property
@@ -94,11 +87,7 @@ class ChannelWorker:
         with self._wake_lock:
             self.aborted = True
             if not self._closed:
-                # shutdown, not close: the descriptor stays the owner's.
-                try:
-                    self._sock.shutdown(socket.SHUT_RDWR)
-                except OSError:
-                    return
+                self._transport.abort()
 
     # the owner -------------------------------------------------------------------------------------------------------
 
@@ -118,62 +107,94 @@ class ChannelWorker:
             self.close()
 
     def _serve(self) -> None:
+        transport = self._transport
         poller = select.poll()
         poller.register(self._wakeup, select.POLLIN)
-        poller.register(self._sock, select.POLLIN)
-        watching = select.POLLIN
-        buffer: bytearray | None = None
-        end_at: float | None = None
-        said_all = False
-        try:
-            while True:
-                self.session.settle()
+        if not self._shake_hands(poller):
+            return
+        watching = transport.receive_events
+        poller.register(transport.fileno(), watching)
+        while True:
+            self.session.settle()
+            blocked = not self._send()
+            if self._draining or self.session.ended:
+                if not self._end():
+                    return
                 blocked = not self._send()
-                if self._draining or self.session.ended:
-                    end_at = end_at or self._clock() + self._times.drain_seconds
-                    if self._clock() >= end_at:
-                        return
-                    if not self.session.ended and self.session.at_boundary and self._payload is None:
-                        self.session.goodbye()
-                        continue
-                    if self.session.ended and not self._unsent and not said_all:
-                        # Not closed yet: with bytes of the client unread, a close destroys what it has not got so far.
-                        self._sock.shutdown(socket.SHUT_WR)
-                        said_all = True
-                congested = blocked and len(self.session.outgoing) > _QUEUED_ANSWERS
-                wanted = (0 if congested else select.POLLIN) | (select.POLLOUT if blocked else 0)
-                if wanted != watching:
-                    poller.modify(self._sock, wanted)
-                    watching = wanted
-                timeout = self._timeout(end_at)
-                if buffer is not None:
-                    ready = poller.poll(min(timeout, 0.05) * 1000)
-                    if not ready:
-                        self._pool.give(buffer)
-                        buffer = None
-                        continue
-                else:
-                    ready = poller.poll(timeout * 1000)
-                self._check_clock()
-                for descriptor, events in ready:
-                    if descriptor == self._wakeup:
-                        with self._wake_lock:
-                            self._awake = False
-                            os.eventfd_read(self._wakeup)
-                    elif events & _READ_EVENTS:
-                        if buffer is None:
-                            buffer = self._pool.take()
-                        if not self._receive(buffer):
-                            return
-        finally:
-            if buffer is not None:
-                self._pool.give(buffer)
+            congested = blocked and len(self.session.outgoing) > _QUEUED_ANSWERS
+            wanted = (0 if congested else transport.receive_events) | (transport.send_events if blocked else 0)
+            if wanted != watching:
+                poller.modify(transport.fileno(), wanted)
+                watching = wanted
+            receivable = not congested and transport.pending()
+            for descriptor, events in self._wait(poller, at_once=receivable):
+                if descriptor == self._wakeup:
+                    with self._wake_lock:
+                        self._awake = False
+                        os.eventfd_read(self._wakeup)
+                elif events & (transport.receive_events | _END_EVENTS):
+                    receivable = True
+            if receivable and not self._receive():
+                return
 
-    def _receive(self, buffer: bytearray) -> bool:
+    def _wait(self, poller: select.poll, *, at_once: bool) -> list[tuple[int, int]]:
+        """What has happened, none if the wait was cut short to give borrowed buffers back. ``TimeoutError`` past the
+        deadline."""
+        timeout = 0.0 if at_once else self._timeout()
+        borrows = self._buffer is not None or self._transport.borrows
+        ready = poller.poll((min(timeout, _LINGER_SECONDS) if borrows else timeout) * 1000)
+        if not ready and borrows and not at_once:
+            self._transport.rest()
+            self._rest()
+            return ready
+        self._check_clock()
+        return ready
+
+    def _rest(self) -> None:
+        if self._buffer is not None:
+            self._pool.give(self._buffer)
+            self._buffer = None
+
+    def _end(self) -> bool:
+        """One more step towards the end; False when it is reached."""
+        if self._end_at is None:
+            self._end_at = self._patience.clock() + self._patience.times.drain_seconds
+        if self._patience.clock() >= self._end_at:
+            return False
+        if not self.session.ended and self.session.at_boundary and self._payload is None:
+            self.session.goodbye()
+            self._send()
+        if self.session.ended and not self._unsent and not self._said_all:
+            # Not closed yet: with bytes of the client unread, a close destroys what it has not got so far.
+            self._transport.end_sending()
+            self._said_all = True
+        return True
+
+    def _shake_hands(self, poller: select.poll) -> bool:
+        """Let the transport get ready within the time to attach; False when the server stops meanwhile."""
+        transport = self._transport
+        while True:
+            try:
+                transport.shake_hands()
+            except BlockingIOError:
+                poller.register(transport.fileno(), transport.receive_events)  # once more is a change
+            else:
+                if self._on_ready is not None:
+                    self._on_ready()
+                return True
+            poller.poll(self._timeout() * 1000)
+            self._check_clock()
+            if self._draining or self.aborted:
+                return False
+
+    def _receive(self) -> bool:
         """Take what is there; False at the end of the stream."""
+        if self._buffer is None:
+            self._buffer = self._pool.take()
+        buffer = self._buffer
         for _ in range(_RECEIVES_IN_A_ROW):
             try:
-                count = self._sock.recv_into(buffer)
+                count = self._transport.receive_into(buffer)
             except BlockingIOError:
                 return True
             if not count:
@@ -204,7 +225,7 @@ class ChannelWorker:
                     return True
                 continue
             try:
-                count = self._sock.send(self._pending, socket.MSG_MORE if self._payload is not None else 0)
+                count = self._transport.send(self._pending, self._payload is not None)
             except BlockingIOError:
                 return False
             del self._pending[:count]
@@ -231,7 +252,7 @@ class ChannelWorker:
     def _send_payload(self, payload: Payload) -> bool:
         if self._pending:
             try:
-                count = self._sock.send(self._pending, socket.MSG_MORE)
+                count = self._transport.send(self._pending, True)
             except BlockingIOError:
                 return False
             del self._pending[:count]
@@ -239,12 +260,9 @@ class ChannelWorker:
                 return False
         while payload.remaining:
             try:
-                count = payload.reader.send(self._sock.fileno(), payload.offset, payload.remaining)
+                count = self._transport.send_payload(payload)
             except BlockingIOError:
                 return False
-            if count == 0:
-                # The header has promised these bytes; the only honest end is the connection's.
-                raise Refusal(ErrorCode.CORRUPT, "the stored file is shorter than it was")
             payload.offset += count
             payload.remaining -= count
             self._note_progress(count)
@@ -255,27 +273,22 @@ class ChannelWorker:
     # time ------------------------------------------------------------------------------------------------------------
 
     def _deadline(self) -> float:
-        if not self.session.attached_once:
-            return self.started_at + self._times.attach_seconds
-        return self._moved_at + (self._times.stall_seconds if self._working else self._times.idle_seconds)
+        return self._patience.deadline(attached=self.session.attached_once, working=self._working)
 
     def _note_progress(self, count: int) -> None:
-        self._moved_bytes += count
-        if self._moved_bytes >= _PROGRESS_BYTES or not self._working:
-            self._moved_bytes = 0
-            self._moved_at = self._clock()
+        self._patience.note_progress(count, working=self._working)
 
     @property
     def _working(self) -> bool:
         # An answer that waits for our own disk is not the client's silence.
         return self._unsent or not self.session.at_boundary
 
-    def _timeout(self, end_at: float | None) -> float:
-        deadline = self._deadline() if end_at is None else end_at
-        return max(0.0, deadline - self._clock()) + 0.001
+    def _timeout(self) -> float:
+        deadline = self._deadline() if self._end_at is None else self._end_at
+        return max(0.0, deadline - self._patience.clock()) + 0.001
 
     def _check_clock(self) -> None:
-        if self._clock() >= self._deadline():
+        if self._patience.clock() >= self._deadline():
             raise TimeoutError("silent for too long")
 
     def close(self) -> None:
@@ -283,7 +296,8 @@ class ChannelWorker:
         if self._payload is not None:
             self._payload.release()
         self.session.close()
+        self._rest()
         with self._wake_lock:
             self._closed = True
-            self._sock.close()
+            self._transport.close()
             os.close(self._wakeup)

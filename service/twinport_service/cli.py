@@ -17,10 +17,13 @@ try:
 except ModuleNotFoundError as missing:
     sys.exit(f"twinportd needs the package {missing.name!r}. Install it with: pip install 'twinport[service]'")
 
-from .config import ConfigError, Settings, flag_of, load_settings
-from .foundation import FoundationError, open_foundation
+from .cli_audit import audit
+from .cli_user import user
+from .config import ConfigError, Settings, flag_of, kind_of, load_settings
+from .exposure import decide_exposure, is_loopback
+from .foundation import OWN_DIRECTORY, FoundationError, open_foundation
 from .log import configure_logging
-from .server import Server, raise_descriptor_limit, require_loopback
+from .server import Server, raise_descriptor_limit
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 EXIT_FAILED = 1
@@ -38,18 +41,22 @@ def cli() -> None:
     """
 
 
+cli.add_command(audit)
+cli.add_command(user)
+
+
 def _setting_options(function: _F) -> _F:
     """One flag per setting, from the one table of settings."""
     for item in reversed(dataclasses.fields(Settings)):
         flag = flag_of(item)
-        declaration = f"--{flag}/--no-{flag}" if isinstance(item.default, bool) else f"--{flag}"
-        default = ("on" if item.default else "off") if isinstance(item.default, bool) else item.default
+        switch = kind_of(item) is bool
         function = click.option(
-            declaration,
+            f"--{flag}/--no-{flag}" if switch else f"--{flag}",
             item.name,
             default=None,
-            metavar=None if isinstance(item.default, bool) else _metavar(item),
-            help=f"{item.metadata['help']} Default: {default}.",
+            multiple=bool(item.metadata.get("many")),
+            metavar=None if switch else _metavar(item),
+            help=f"{item.metadata['help']} Default: {_default(item)}.",
         )(function)
     return function
 
@@ -58,7 +65,17 @@ def _metavar(item: dataclasses.Field[Any]) -> str:
     choices = item.metadata.get("choices")
     if choices:
         return "|".join(choices)
+    if item.default is None:
+        return "FILE"
     return {Path: "DIR", int: "N", float: "SECONDS"}.get(type(item.default), "TEXT")
+
+
+def _default(item: dataclasses.Field[Any]) -> object:
+    if isinstance(item.default, bool):
+        return "on" if item.default else "off"
+    if item.default is None:
+        return "auto" if kind_of(item) is bool else "none"
+    return item.default if item.default != "" else "none"
 
 
 @cli.command()
@@ -78,7 +95,9 @@ def serve(config: Path | None, **flags: Any) -> None:
     """
     try:
         settings = load_settings(flags, os.environ, config)
-        require_loopback(settings.host)  # before anything is made in the root
+        # Before anything is made in the root. Whether there are accounts in a used one, the server looks up itself.
+        used = (settings.root / OWN_DIRECTORY).exists()
+        decide_exposure(settings, has_accounts=not is_loopback(settings.host) and used)
         configure_logging(settings.log_format, settings.log_level)
         raise_descriptor_limit()
         asyncio.run(_serve(settings))
@@ -99,7 +118,13 @@ def serve(config: Path | None, **flags: Any) -> None:
 
 
 async def _serve(settings: Settings) -> None:
-    server = Server(settings, open_foundation(settings))
+    foundation = open_foundation(settings)
+    try:
+        server = Server(settings, foundation)
+    except ConfigError:
+        foundation.storage.close()
+        foundation.ledger.close()
+        raise
     await server.start()
     server.catch_signals()
     control, data = (_join(*address) for address in (server.control_address, server.data_address))
@@ -114,5 +139,3 @@ def _join(host: str, port: int) -> str:
 def main() -> None:
     """The entry point of the command."""
     cli(auto_envvar_prefix=None)
-
-

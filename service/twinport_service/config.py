@@ -40,12 +40,30 @@ class Settings:
     require_used: bool = _setting(
         False, "Refuse a root that no twinportd has used before, such as the empty directory below a missing mount."
     )
-    host: str = _setting("127.0.0.1", "The address to listen on. Only loopback until TLS and login are set up.")
+    host: str = _setting(
+        "127.0.0.1", "The address to listen on. One that others can reach needs TLS and an account, or --open."
+    )
     control_port: int = _setting(5001, "The port of control connections; 0 picks a free one.", least=0, most=MAX_PORT)
     data_port: int = _setting(5002, "The port of data connections; 0 picks a free one.", least=0, most=MAX_PORT)
-    classic: bool = _setting(
-        True, "Serve the classic dialect too. The data port is then classic only, and channels use the control port."
+    classic: bool | None = _setting(
+        None,
+        "Serve the classic dialect too, which knows neither TLS nor login. The data port is then classic only, and "
+        "channels use the control port. On by itself on loopback without accounts, and with --open.",
+        kind=bool,
     )
+    tls: str = _setting(
+        "auto",
+        "TLS alone (on), none (off), or TLS, and plaintext too on loopback (auto).",
+        choices=("auto", "on", "off"),
+    )
+    tls_name: str = _setting(
+        "", "DNS names and addresses that the server's own certificate shall bear besides this host's.", many=True
+    )
+    tls_certificate: Path | None = _setting(
+        None, "A certificate from elsewhere, with its chain (PEM), instead of the server's own.", kind=Path
+    )
+    tls_key: Path | None = _setting(None, "The key of that certificate (PEM).", kind=Path)
+    open: bool = _setting(False, "Let anybody use the server, without login and without TLS.")
     log_format: str = _setting("human", "Lines for people, or one JSON object a line.", choices=FORMAT_NAMES)
     log_level: str = _setting("info", "The least severe log lines to write.", choices=LEVEL_NAMES)
     max_sessions: int = _setting(10_000, "Control connections in all.", least=1)
@@ -59,6 +77,8 @@ class Settings:
     )
     workers: int = _setting(8, "Threads for commands that may wait for the disk.", least=1, most=256)
     greeting_seconds: float = _setting(10.0, "How long a new connection may take to say what it is.", least=0.01)
+    login_seconds: float = _setting(20.0, "How long a login may take where one is required.", least=0.01)
+    login_delays: bool = _setting(True, "Delay further passwords after wrong ones; off for measurements only.")
     attach_seconds: float = _setting(5.0, "How long a data connection may take to show a good ticket.", least=0.01)
     idle_seconds: float = _setting(300.0, "Silence after which a connection is closed.", least=0.01)
     stall_seconds: float = _setting(30.0, "Silence in mid transfer after which it is given up.", least=0.01)
@@ -71,18 +91,20 @@ class Settings:
     classic_pair_seconds: float = _setting(
         10.0, "How long a classic client may take to open its data connection.", least=0.01
     )
-    classic_pair_busy_seconds: float = _setting(
-        3.0, "The same while another client of its address waits.", least=0.01
-    )
+    classic_pair_busy_seconds: float = _setting(3.0, "The same while another client of its address waits.", least=0.01)
     ticket_seconds: int = _setting(3600, "How long a ticket may wait before a channel shows it.", least=1)
-    upload_keep_seconds: int = _setting(
-        7 * 24 * 3600, "How long an unfinished upload is kept for resuming.", least=1
-    )
+    upload_keep_seconds: int = _setting(7 * 24 * 3600, "How long an unfinished upload is kept for resuming.", least=1)
 
 
 def flag_of(item: dataclasses.Field[Any]) -> str:
     """The flag (without dashes) and TOML key of a setting."""
     return item.name.replace("_", "-")
+
+
+def kind_of(item: dataclasses.Field[Any]) -> type:
+    """The type of a setting's values; that of its default, unless the default is to have none."""
+    kind: type = item.metadata.get("kind", type(item.default))
+    return kind
 
 
 def load_settings(flags: Mapping[str, Any], environment: Mapping[str, str], file: Path | None) -> Settings:
@@ -97,7 +119,7 @@ def load_settings(flags: Mapping[str, Any], environment: Mapping[str, str], file
         variable = ENVIRONMENT_PREFIX + item.name.upper()
         if variable in environment:
             values[item.name] = _convert(item, environment[variable], variable)
-        if flags.get(item.name) is not None:
+        if flags.get(item.name) not in (None, ()):
             values[item.name] = _convert(item, flags[item.name], f"--{flag_of(item)}")
     return Settings(**values)
 
@@ -118,13 +140,17 @@ _WORDS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false":
 
 
 def _convert(item: dataclasses.Field[Any], value: Any, origin: str) -> Any:
-    kind: Any = type(item.default)
+    kind: Any = kind_of(item)
     meta = item.metadata
+    if kind is bool and item.default is None and value == "auto":
+        return None
     try:
         if kind is bool:
             converted: Any = value if isinstance(value, bool) else _WORDS[str(value).lower()]
         elif issubclass(kind, Path):
             converted = Path(value)
+        elif meta.get("many") and isinstance(value, (list, tuple)):
+            converted = ",".join(_plain(kind, part) for part in value)
         else:
             converted = _plain(kind, value)
     except (ValueError, KeyError, TypeError):

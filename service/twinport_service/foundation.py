@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import shutil
+import time
 from contextlib import ExitStack, closing
 from pathlib import Path
 
-from .config import Settings
+from .accounts.database import AccountsUnusable
+from .accounts.store import FILE_NAME, AccountStore
+from .certificates import CertificateError, CertificateFiles, make_own, own_files, split_names
+from .config import ConfigError, Settings
 from .identity import IdentityError, load_identity
 from .ledger_sqlite import LedgerUnknown, SqliteLedger
-from .quota import UNLIMITED, QuotaOf
+from .quota import Quota
 from .server import Foundation
 from .storage.local import LocalStorage
 from .storage.troubles import StorageError
+from .tls import TlsKeeper
 from .usage import UsageBook
 
 OWN_DIRECTORY = ".twinport"
@@ -24,27 +29,56 @@ class FoundationError(Exception):
     """The root cannot be used; the message says why and what to do."""
 
 
-def open_foundation(settings: Settings, quota_of: QuotaOf = lambda user: UNLIMITED) -> Foundation:
-    """Open the root of the settings, making what is missing; ``quota_of`` is asked at every upload, on the event loop.
-    Raises ``FoundationError``."""
+def open_foundation(settings: Settings) -> Foundation:
+    """Open the root of the settings, making what is missing. Raises ``FoundationError``."""
     root = settings.root.absolute()
+
+    def quota_of(user: str) -> Quota:
+        return accounts.quota_of(user)
+
     usage = UsageBook(quota_of, max_reserved_bytes=settings.max_reserved_bytes_per_user)
     try:
         with ExitStack() as stack:
             storage = stack.enter_context(closing(LocalStorage(root, require_used=settings.require_used, usage=usage)))
             own = root / OWN_DIRECTORY
             keys = load_identity(own / "identity.json")
+            accounts = stack.enter_context(closing(AccountStore(own / FILE_NAME)))
+            tls = _open_tls(settings, own) if settings.tls != "off" else None
             ledger = SqliteLedger(
                 own / "ledger.db", max_open_uploads_per_user=settings.max_open_uploads, usage=usage
             )
             floor_bytes = settings.min_free_bytes if settings.min_free_bytes >= 0 else _default_floor(root)
             stack.pop_all()
-    except (StorageError, LedgerUnknown, IdentityError) as error:
+    except (StorageError, LedgerUnknown, IdentityError, CertificateError, AccountsUnusable) as error:
         raise FoundationError(str(error)) from None
     except OSError as error:
         advice = "Choose another --root or mend its rights."
         raise FoundationError(f"cannot use {root}: {error.strerror}. {advice}") from None
-    return Foundation(storage, ledger, keys, min_free_bytes=floor_bytes)
+    return Foundation(storage, ledger, keys, tls=tls, min_free_bytes=floor_bytes, accounts=accounts)
+
+
+def certificate_files(settings: Settings, own: Path) -> CertificateFiles:
+    """Where the certificate in force is: the pair that the settings name, or the server's own in ``own``. Raises
+    ``ConfigError`` when they name half a pair."""
+    if (settings.tls_certificate is None) != (settings.tls_key is None):
+        raise ConfigError("--tls-certificate and --tls-key go together: name both, or none for the server's own.")
+    if settings.tls_certificate is None or settings.tls_key is None:
+        return own_files(own)
+    return CertificateFiles(settings.tls_certificate, settings.tls_key)
+
+
+def _open_tls(settings: Settings, own: Path) -> TlsKeeper:
+    files = certificate_files(settings, own)
+    if files.next is None:
+        try:
+            return TlsKeeper(files)
+        except CertificateError as error:
+            raise ConfigError(f"--tls-certificate, --tls-key: {error}") from None
+    wanted = split_names(settings.tls_name, settings.host)
+    make_own(own, wanted, time.time())
+    keeper = TlsKeeper(files)
+    keeper.check_names(wanted)
+    return keeper
 
 
 def _default_floor(root: Path) -> int:

@@ -14,9 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from twinport_protocol.errors import ErrorCode, RemoteProtocolError
-from twinport_protocol.sniff import MAX_CLIENT_HELLO_BYTES, FirstBytes, sniff
+from twinport_protocol.sniff import ALPN_CHANNEL, ALPN_CONTROL, MAX_CLIENT_HELLO_BYTES, FirstBytes, Sniffed, sniff
 
 from .log import get_log
+from .tls import ALERT_NO_APPLICATION_PROTOCOL, ALERT_PROTOCOL_VERSION
 
 _ACCEPTS_IN_A_ROW = 64
 _BACKLOG = 1024
@@ -28,11 +29,14 @@ _HELLO = b"HELLO "
 
 @dataclass(frozen=True)
 class Routes:
-    """Where connections go, by their first bytes. A route owns the socket from then on."""
+    """Where connections go, by their first bytes. A route owns the socket from then on; the handshake of TLS is its
+    matter too."""
 
     control: Callable[[socket.socket, object], None]
     channel: Callable[[socket.socket, object], object]
     classic: Callable[[socket.socket, object], None] | None = None
+    tls_control: Callable[[socket.socket, object], None] | None = None
+    tls_channel: Callable[[socket.socket, object], None] | None = None
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -131,16 +135,17 @@ class Receptionist:
             self._drop(visitor, None)
             return
         try:
-            kind = sniff(data).kind
+            sniffed = sniff(data)
         except RemoteProtocolError as error:
             self._drop(visitor, error.code)
             return
+        kind = sniffed.kind
         if kind is FirstBytes.TEXT and len(data) < len(_HELLO) and _HELLO.startswith(data):
             kind = FirstBytes.UNDECIDED
         if kind is FirstBytes.UNDECIDED:
             self._await_more(visitor, len(data))
             return
-        self._hand_over(visitor, kind, data)
+        self._hand_over(visitor, sniffed, data)
 
     def _await_more(self, visitor: _Visitor, seen_bytes: int) -> None:
         """Some bytes are there, but not enough: be called when there are more of them than now."""
@@ -164,19 +169,33 @@ class Receptionist:
             self._loop.remove_reader(visitor.sock.fileno())
             visitor.timer = self._loop.call_later(_LOOK_AGAIN_SECONDS, self._look, visitor)
 
-    def _hand_over(self, visitor: _Visitor, kind: FirstBytes, data: bytes) -> None:
+    def _hand_over(self, visitor: _Visitor, sniffed: Sniffed, data: bytes) -> None:
         self._forget(visitor)
         if visitor.seen_bytes:
             visitor.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
-        if kind is FirstBytes.CHANNEL:
+        if sniffed.kind is FirstBytes.CHANNEL:
             self._routes.channel(visitor.sock, visitor.peer)
-        elif kind is FirstBytes.TLS:
-            get_log().info("[LISTENER] TLS is not set up here", peer=visitor.peer)
-            visitor.sock.close()
+        elif sniffed.kind is FirstBytes.TLS:
+            self._hand_over_tls(visitor, sniffed)
         elif self._routes.classic is not None and not data.startswith(_HELLO):
             self._routes.classic(visitor.sock, visitor.peer)
         else:
             self._routes.control(visitor.sock, visitor.peer)
+
+    def _hand_over_tls(self, visitor: _Visitor, sniffed: Sniffed) -> None:
+        routes = {ALPN_CONTROL: self._routes.tls_control, ALPN_CHANNEL: self._routes.tls_channel}
+        route = next((found for name in sniffed.alpn if (found := routes.get(name)) is not None), None)
+        if not any(routes.values()):
+            get_log().info("[LISTENER] TLS is not set up here", peer=visitor.peer)
+            visitor.sock.close()
+        elif not sniffed.tls_1_3:
+            get_log().info("[LISTENER] TLS older than 1.3", peer=visitor.peer)
+            _say_and_close(visitor.sock, ALERT_PROTOCOL_VERSION)
+        elif route is None:
+            get_log().info("[LISTENER] TLS without a known ALPN", peer=visitor.peer)
+            _say_and_close(visitor.sock, ALERT_NO_APPLICATION_PROTOCOL)
+        else:
+            route(visitor.sock, visitor.peer)
 
     def _forget(self, visitor: _Visitor) -> None:
         self._waiting.pop(visitor.sock.fileno(), None)
@@ -219,13 +238,17 @@ def _has_ended(sock: socket.socket) -> bool:
 
 def turn_away(sock: socket.socket, code: ErrorCode) -> None:
     """Say why in a line that clients of every dialect read, and close."""
+    _say_and_close(sock, f"ERROR {code.value} {code.text}\n".encode())
+
+
+def _say_and_close(sock: socket.socket, said: bytes) -> None:
     try:
-        sock.send(f"ERROR {code.value} {code.text}\n".encode())
+        sock.send(said)
         sock.shutdown(socket.SHUT_WR)
-        # Closed with bytes unread, it would be reset, and the line with it.
+        # Closed with bytes unread, it would be reset, and what was said with it.
         with contextlib.suppress(BlockingIOError):
             sock.recv(_DISCARD_BYTES)
     except OSError:
-        get_log().debug("[LISTENER] Gone before it could be told", code=code.value)
+        get_log().debug("[LISTENER] Gone before it could be told")
     finally:
         sock.close()

@@ -9,33 +9,39 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import resource
 import signal
 import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from twinport_protocol.control import Limits
 from twinport_protocol.errors import ErrorCode
 from twinport_protocol.tickets import TicketKeys
 
 from .access import Decide, allow_all
+from .accounts.authenticator import Authenticator
+from .accounts.store import AccountStore
+from .accounts.throttle import Throttle
 from .channel_plane import ChannelBounds, ChannelPlane
-from .channel_worker import ChannelTimes
+from .channel_times import ChannelTimes
 from .classic.data import TransferTimes
 from .classic.pairing import PairingTimes
 from .classic.plane import ClassicLimits, ClassicPlane
 from .classic.session import SessionLimits
 from .config import ConfigError, Settings
 from .control_session import ControlServices, ControlSession, ControlTimes
+from .control_tls import TurnAway
+from .exposure import decide_exposure
 from .handlers import Handlers
 from .ledger import Ledger
 from .listener import Acceptor, Receptionist, Routes, bind, turn_away
 from .log import get_log
 from .storage.contract import Storage
+from .tls import TlsKeeper
+from .tls_plane import TlsPlane
 from .uploads import UploadDesk
 
 AGENT = "twinportd/0.1.0"
@@ -44,6 +50,7 @@ _SWEEP_SECONDS = 600.0
 _STOP_SECONDS = 10.0
 _LISTERS = 2
 _CONTROL_BUFFER_BYTES = 128 * 1024
+_Route = Callable[[socket.socket, object], None]
 
 
 @dataclass(frozen=True)
@@ -53,18 +60,30 @@ class Foundation:
     storage: Storage
     ledger: Ledger
     keys: TicketKeys
+    tls: TlsKeeper | None = field(default=None, kw_only=True)
     min_free_bytes: int = 0
     """What uploads leave free on the disk."""
+    accounts: AccountStore | None = None
+    """Who may log in, and what each may do; without it everybody may do everything."""
 
 
 class Server:
     """One node. ``async with Server(...)`` starts and stops it; ``run_until_stopped`` waits for a signal."""
 
-    def __init__(self, settings: Settings, foundation: Foundation, decide: Decide = allow_all) -> None:
-        require_loopback(settings.host)
+    def __init__(self, settings: Settings, foundation: Foundation, decide: Decide | None = None) -> None:
+        accounts = foundation.accounts
+        self._exposure = decide_exposure(
+            settings,
+            has_accounts=accounts is not None and accounts.has_accounts,
+            has_anonymous=accounts is not None and accounts.allows_anonymous,
+        )
+        if foundation.tls is None and not self._exposure.plaintext:
+            raise ConfigError("there is neither a certificate for TLS nor leave to do without.")
         self._settings = settings
         self._foundation = foundation
-        self._decide = decide
+        self._accounts = foundation.accounts
+        self._authenticator: Authenticator | None = None
+        self._decide = decide or (allow_all if self._accounts is None else self._accounts.decide)
         self._limits = Limits(max_file=settings.max_file_bytes, idle=max(1, int(settings.idle_seconds)))
         self._desk = UploadDesk(
             foundation.storage,
@@ -77,8 +96,14 @@ class Server:
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
         self._classic: ClassicPlane | None = None
+        self._tls: TlsPlane | None = None
         self.control_address: tuple[str, int] = ("", 0)
         self.data_address: tuple[str, int] = ("", 0)
+
+    @property
+    def serves_classic(self) -> bool:
+        """Whether the classic dialect is served: the data port is then its own."""
+        return self._exposure.classic
 
     # start -----------------------------------------------------------------------------------------------------------
 
@@ -98,7 +123,7 @@ class Server:
     async def _start(self) -> None:
         settings = self._settings
         await self._loop.run_in_executor(self._executor, self._desk.recover)
-        if settings.classic:
+        if self._exposure.classic:
             self._classic = ClassicPlane(
                 self._desk,
                 self._decide,
@@ -115,16 +140,33 @@ class Server:
         keys = self._foundation.keys
         self._channels = ChannelPlane(self._desk, keys, self._limits, bounds)
         handlers = Handlers(self._desk, keys, self._decide, self._limits, ticket_seconds=settings.ticket_seconds)
+        if self._accounts is not None:
+            throttle = Throttle(time.monotonic, enabled=settings.login_delays)
+            self._authenticator = Authenticator(self._accounts, throttle)
         self._services = ControlServices(
             handlers=handlers,
             executor=self._executor,
             lister=self._lister,
             limits=self._limits,
-            times=ControlTimes(settings.greeting_seconds, settings.idle_seconds, settings.stall_seconds),
+            times=ControlTimes(
+                settings.greeting_seconds, settings.idle_seconds, settings.stall_seconds, settings.login_seconds
+            ),
             greeting=self._greeting,
             on_open=self._session_opened,
             on_close=self._session_closed,
+            authenticator=self._authenticator,
         )
+        if self._foundation.tls is not None:
+            self._tls = TlsPlane(
+                self._foundation.tls,
+                self._channels,
+                self._make_session,
+                control_seconds=settings.greeting_seconds,
+                channel_seconds=settings.attach_seconds,
+            )
+            self._foundation.tls.describe()
+        for warning in self._exposure.warnings:
+            get_log().warning(warning)
         self._listen()
         self._clock = self._loop.call_later(_CLOCK_SECONDS, self._tick)
         self._sweeper = self._loop.call_later(_SWEEP_SECONDS, self._sweep)
@@ -140,7 +182,7 @@ class Server:
         self.control_address, self.data_address = _address(control), _address(data)
         self._receptions = [
             Receptionist(
-                Routes(self._open_control, self._channels.accept, self._open_classic if self._classic else None),
+                self._routes(self._open_control, self._open_classic if self._classic else None),
                 # A person at a menu says nothing for a while; a program of this dialect greets at once.
                 first_byte_seconds=settings.idle_seconds if self._classic else settings.greeting_seconds,
                 decide_seconds=settings.greeting_seconds,
@@ -153,13 +195,23 @@ class Server:
             return
         self._receptions.append(
             Receptionist(
-                Routes(control=_refuse_text, channel=self._channels.accept),
+                self._routes(_refuse_text),
                 first_byte_seconds=settings.attach_seconds,
                 decide_seconds=settings.attach_seconds,
                 capacity=settings.max_unattached,
             )
         )
         self._acceptors.append(Acceptor(data, self._receptions[1].receive))
+
+    def _routes(self, text: _Route, classic: _Route | None = None) -> Routes:
+        tls = self._tls
+        return Routes(
+            text if self._exposure.plaintext else _refuse_plaintext,
+            self._channels.accept if self._exposure.plaintext else _refuse_plain_channel,
+            classic,
+            tls_control=self._open_tls_control if tls is not None and text == self._open_control else None,
+            tls_channel=tls.accept_channel if tls is not None else None,
+        )
 
     def _classic_limits(self) -> ClassicLimits:
         settings = self._settings
@@ -172,7 +224,12 @@ class Server:
     def _greeting(self) -> dict[str, str]:
         # While classic is on, the data port is classic only: what comes first there would not tell the two apart.
         port = self.control_address[1] if self._classic else self.data_address[1]
-        return {"agent": AGENT, "data-port": str(port)}
+        following = self._tls.next_sha256 if self._tls else None
+        return {
+            "agent": AGENT,
+            "data-port": str(port),
+            **({} if following is None else {"next-certificate": following.hex()}),
+        }
 
     # sessions --------------------------------------------------------------------------------------------------------
 
@@ -181,10 +238,19 @@ class Server:
             get_log().warning("[LISTENER] Refused: too many sessions", peer=peer)
             turn_away(sock, ErrorCode.BUSY)
             return
-        # Left alone the system would hold megabytes of commands and replies of whoever does not read.
-        for buffer in (socket.SO_SNDBUF, socket.SO_RCVBUF):
-            sock.setsockopt(socket.SOL_SOCKET, buffer, _CONTROL_BUFFER_BYTES)
+        _bound_buffers(sock)
         self._spawn_session(sock, lambda: ControlSession(self._services))
+
+    def _open_tls_control(self, sock: socket.socket, peer: object) -> None:
+        if self._tls is not None:
+            _bound_buffers(sock)
+            self._tls.accept_control(sock, peer)
+
+    def _make_session(self, certificate_sha256: bytes, peer: object) -> asyncio.Protocol:
+        if len(self._sessions) >= self._settings.max_sessions:
+            get_log().warning("[LISTENER] Refused: too many sessions", peer=peer)
+            return TurnAway(ErrorCode.BUSY)
+        return ControlSession(self._services, certificate_sha256)
 
     def _open_classic(self, sock: socket.socket, peer: object) -> None:
         classic = self._classic
@@ -235,14 +301,21 @@ class Server:
     # stop ------------------------------------------------------------------------------------------------------------
 
     def catch_signals(self) -> None:
-        """Take SIGTERM and SIGINT as the wish to stop; to be called on the main thread, before anybody is told that the
-        server is ready."""
+        """Take SIGTERM and SIGINT as the wish to stop and SIGHUP as the one to reload; to be called on the main thread,
+        before anybody is told that the server is ready."""
 
         def on_signal() -> None:
             (self._hurry if self._enough.is_set() else self._enough).set()
 
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, on_signal)
+        self._loop.add_signal_handler(signal.SIGHUP, self.reload)
+
+    def reload(self) -> None:
+        """Look again at what may change while the server runs: the certificate. What SIGHUP asks for."""
+        get_log().info("[RELOAD] Looking at the certificate again")
+        if self._tls is not None:
+            self._tls.renew()
 
     async def run_until_stopped(self) -> None:
         """Serve until SIGTERM or SIGINT, then stop; a second signal stops without waiting."""
@@ -271,6 +344,8 @@ class Server:
             acceptor.close()
         for reception in self._receptions:
             reception.close()
+        if self._tls is not None:
+            self._tls.close()
         for session in list(self._sessions):
             session.notify("draining")
         drain_seconds = self._settings.drain_seconds
@@ -293,8 +368,12 @@ class Server:
     def _close_foundation(self) -> None:
         self._executor.shutdown(wait=True)
         self._lister.shutdown(wait=True)
+        if self._authenticator is not None:
+            self._authenticator.close()
         self._foundation.storage.close()
         self._foundation.ledger.close()
+        if self._accounts is not None:
+            self._accounts.close()
 
     async def __aenter__(self) -> Server:
         await self.start()
@@ -302,19 +381,6 @@ class Server:
 
     async def __aexit__(self, *exc: object) -> None:
         await self.stop()
-
-
-def require_loopback(host: str) -> None:
-    """``ConfigError`` for an address that others can reach: there is no encryption and no login yet."""
-    try:
-        loopback = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = host == "localhost"
-    if not loopback:
-        raise ConfigError(
-            f"--host {host}: without TLS and login the server listens on loopback only. "
-            "Use 127.0.0.1, and reach it from elsewhere through an SSH tunnel."
-        )
 
 
 def raise_descriptor_limit() -> None:
@@ -327,6 +393,22 @@ def raise_descriptor_limit() -> None:
 def _refuse_text(sock: socket.socket, peer: object) -> None:
     get_log().info("[LISTENER] Text on the data port", peer=peer)
     turn_away(sock, ErrorCode.BAD_REQUEST)
+
+
+def _bound_buffers(sock: socket.socket) -> None:
+    # Left alone the system would hold megabytes of commands and replies of whoever does not read.
+    for buffer in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+        sock.setsockopt(socket.SOL_SOCKET, buffer, _CONTROL_BUFFER_BYTES)
+
+
+def _refuse_plaintext(sock: socket.socket, peer: object) -> None:
+    get_log().info("[LISTENER] Refused: text without TLS", peer=peer)
+    turn_away(sock, ErrorCode.TLS_REQUIRED)
+
+
+def _refuse_plain_channel(sock: socket.socket, peer: object) -> None:
+    get_log().info("[LISTENER] Refused: a channel without TLS", peer=peer)
+    sock.close()
 
 
 def _address(listener: socket.socket) -> tuple[str, int]:

@@ -83,7 +83,7 @@ class RunningServer:
     def data_address(self) -> tuple[str, int]:
         """Where channels go."""
         host, port = self.server.control_address
-        return (host, port) if self.settings.classic else self.server.data_address
+        return (host, port) if self.server.serves_classic else self.server.data_address
 
     @property
     def session_count(self) -> int:

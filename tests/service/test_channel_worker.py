@@ -29,7 +29,9 @@ from twinport_protocol.names import parse_name
 from twinport_protocol.tickets import Action, Ticket
 from twinport_service.buffers import BufferPool
 from twinport_service.channel_session import ChannelSession
-from twinport_service.channel_worker import ChannelTimes, ChannelWorker
+from twinport_service.channel_times import ChannelTimes
+from twinport_service.channel_transport import PlainTransport
+from twinport_service.channel_worker import ChannelWorker
 from twinport_service.ledger_memory import MemoryLedger
 from twinport_service.storage.contract import UploadSpec
 from twinport_service.storage.memory import MemoryStorage
@@ -53,7 +55,11 @@ class Pair:
         self.client.settimeout(5)
         self.pool = BufferPool(64 * 1024, 2)
         self.worker = ChannelWorker(
-            server, "peer", lambda wake: ChannelSession(self.desk, KEYS, Limits(), wake), self.pool, times
+            PlainTransport(server),
+            "peer",
+            lambda wake: ChannelSession(self.desk, KEYS, Limits(), wake),
+            self.pool,
+            times,
         )
         self.thread = threading.Thread(target=self.worker.run)
         self.thread.start()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from twinport_service.config import ENVIRONMENT_PREFIX, ConfigError, Settings, flag_of, load_settings
+from twinport_service.config import ENVIRONMENT_PREFIX, ConfigError, Settings, flag_of, kind_of, load_settings
 
 FIELDS = {item.name: item for item in dataclasses.fields(Settings)}
 
@@ -23,14 +23,14 @@ def test_the_defaults_are_the_documented_ones() -> None:
     settings = load_settings({}, {}, None)
     assert settings == Settings()
     assert (settings.root, settings.host) == (Path("server_files"), "127.0.0.1")
-    assert (settings.control_port, settings.data_port, settings.classic) == (5001, 5002, True)
+    assert (settings.control_port, settings.data_port, settings.classic) == (5001, 5002, None)
 
 
 def test_every_setting_can_come_from_the_file_the_environment_and_a_flag(tmp_path: Path) -> None:
     samples: dict[str, tuple[Any, Any]] = {}
     for name, item in FIELDS.items():
         default = item.default
-        if isinstance(default, bool):
+        if kind_of(item) is bool:
             samples[name] = (not default, str(not default))
         elif "choices" in item.metadata:
             other = next(choice for choice in item.metadata["choices"] if choice != default)
@@ -38,9 +38,9 @@ def test_every_setting_can_come_from_the_file_the_environment_and_a_flag(tmp_pat
         elif isinstance(default, int | float):
             samples[name] = (type(default)(7), "7")
         else:
-            samples[name] = (type(default)("elsewhere") if isinstance(default, Path) else "elsewhere", "elsewhere")
+            samples[name] = (kind_of(item)("elsewhere"), "elsewhere")
     for name, (value, word) in samples.items():
-        written = str(value).lower() if isinstance(value, bool) else repr(str(value) if name == "root" else value)
+        written = str(value).lower() if isinstance(value, bool) else repr(str(value) if isinstance(value, Path) else value)
         file = toml(tmp_path, f"{flag_of(FIELDS[name])} = {written}\n")
         variable = {ENVIRONMENT_PREFIX + name.upper(): word}
         for settings in (
@@ -58,6 +58,21 @@ def test_a_flag_wins_over_the_environment_and_the_environment_over_the_file(tmp_
     environment = {"TWINPORT_SERVE_CONTROL_PORT": "2", "TWINPORT_SERVE_DATA_PORT": "2"}
     settings = load_settings({"control_port": 3, "data_port": None}, environment, file)
     assert (settings.control_port, settings.data_port, settings.workers) == (3, 2, 1)
+
+
+def test_what_decides_by_itself_can_be_told_to(tmp_path: Path) -> None:
+    assert load_settings({}, {ENVIRONMENT_PREFIX + "CLASSIC": "auto"}, toml(tmp_path, "classic = true\n")).classic is None
+
+
+def test_a_list_may_be_one_text_or_several(tmp_path: Path) -> None:
+    listed = toml(tmp_path, 'tls-name = ["a.example", "192.0.2.1"]\n')
+    assert load_settings({}, {}, listed).tls_name == "a.example,192.0.2.1"
+    assert load_settings({"tls_name": ("b.example", "c.example,d.example")}, {}, listed).tls_name == (
+        "b.example,c.example,d.example"
+    )
+    assert load_settings({"tls_name": ()}, {}, listed).tls_name == "a.example,192.0.2.1"
+    with pytest.raises(ConfigError, match="tls-name"):
+        load_settings({}, {}, toml(tmp_path, "tls-name = [5]\n"))
 
 
 @pytest.mark.parametrize(

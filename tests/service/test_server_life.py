@@ -16,9 +16,8 @@ from twinport_protocol.errors import ErrorCode
 from twinport_protocol.frames import LAST, AckStatus, FrameType
 from twinport_protocol.messages import ReplyKind, Verb
 from twinport_protocol.segments import MIN_SEGMENT_BYTES, digest_of
-from twinport_service.config import ConfigError, Settings
+from twinport_service.config import Settings
 from twinport_service.foundation import OWN_DIRECTORY
-from twinport_service.server import require_loopback
 
 from tests.service.conftest import StartServer
 from tests.service.daemon import Daemon, run_daemon, running_daemon
@@ -241,22 +240,12 @@ def test_a_port_that_is_taken(root: Path, flag: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "::", "example.org", ""])  # noqa: S104 (to be refused)
-def test_an_address_that_others_can_reach_is_refused(root: Path, host: str) -> None:
+def test_an_address_that_others_can_reach_is_refused_without_an_account(root: Path, host: str) -> None:
     failed = run_daemon("serve", "--root", str(root), "--host", host)
     assert failed.returncode == 2
-    assert "loopback" in failed.stderr
+    assert f"twinportd user add NAME --root {root}" in failed.stderr
+    assert "--open" in failed.stderr
     assert not (root / OWN_DIRECTORY).exists()
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost"])
-def test_loopback_addresses_are_accepted(host: str) -> None:
-    require_loopback(host)
-
-
-def test_what_is_no_loopback_is_refused() -> None:
-    for host in ("8.8.8.8", "::ffff:8.8.8.8", "127.0.0.1.example.org", "localhost.example.org"):
-        with pytest.raises(ConfigError, match="loopback only"):
-            require_loopback(host)
 
 
 def test_a_server_over_ipv6(root: Path) -> None:
