@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
+from twinport_protocol.errors import ErrorCode
+
 from .audit_files import AuditFiles
 from .log import get_log
 from .rationed_log import RationedLog
@@ -53,6 +55,8 @@ class AuditEvent(enum.Enum):
 
 
 OK = "ok"
+AUDITED_REFUSALS = frozenset({ErrorCode.DENIED, ErrorCode.LOGIN_REQUIRED, ErrorCode.QUOTA_EXCEEDED, ErrorCode.LOCKED})
+"""What somebody was not allowed, as against what did not work."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ class AuditEntry:
     """One line. There is no free text, so that no secret can get in by mistake; None is left out.
 
     ``outcome`` is ``ok`` or an error code; ``file`` a remote name as it was asked for, ``to`` where a move went;
-    ``root`` the digest of the content; ``session`` numbers the connection, as a user may have several; ``method`` is
+    ``root`` the digest of the content; ``session`` and ``channel`` number the connection; ``method`` is
     how somebody logged in, ``what`` a word of the program's (an exposed address, an act that was denied).
     """
 
@@ -74,6 +78,7 @@ class AuditEntry:
     seconds: float | None = None
     outcome: str = OK
     session: int | None = None
+    channel: int | None = None
     method: str | None = None
     what: str | None = None
 
@@ -100,6 +105,7 @@ def format_entry(entry: AuditEntry, now: float) -> bytes:
         ("seconds", None if entry.seconds is None else round(entry.seconds, 3)),
         ("outcome", entry.outcome),
         ("session", entry.session),
+        ("channel", entry.channel),
         ("method", entry.method),
         ("what", entry.what),
     ):

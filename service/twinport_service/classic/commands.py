@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
@@ -14,6 +14,8 @@ from twinport_protocol.errors import ErrorCode, Refusal
 from twinport_protocol.names import RemoteName
 
 from twinport_service.access import ANONYMOUS, Act, Decide, require
+from twinport_service.audit import AUDITED_REFUSALS, AuditEntry, AuditEvent, Record, discard
+from twinport_service.bandwidth import Bandwidth
 from twinport_service.buffers import BufferPool
 from twinport_service.log import get_log, printable
 from twinport_service.storage.contract import Reader, Storage, VersionInfo
@@ -56,6 +58,8 @@ class ClassicServices:
     clock: Callable[[], float]
     data_port: Callable[[], int]
     spawn: Callable[[Coroutine[Any, Any, None]], None]
+    record: Record = discard
+    bandwidth: Bandwidth = field(default_factory=Bandwidth)
 
     @property
     def storage(self) -> Storage:
@@ -66,7 +70,7 @@ class ClassicServices:
         """Run ``work`` off the event loop."""
         return await asyncio.wrap_future(self.executor.submit(work))
 
-    def discard(self, opened: OpenedUpload) -> None:
+    def forget(self, opened: OpenedUpload) -> None:
         """Have an upload forgotten; nobody waits for it."""
         work = partial(abort_upload, self.desk, opened)
         try:
@@ -82,6 +86,7 @@ class Conversation(Protocol):
     wire: ClassicServer
     peer: object
     address: str
+    number: int
 
     def write(self, reply: bytes) -> None: ...
     def advance(self) -> None: ...
@@ -107,13 +112,16 @@ async def serve_upload(talk: Conversation, command: Upload) -> None:
             _release(talk, data)
             raise
     except BaseException:
-        services.discard(opened)
+        services.forget(opened)
         raise
+    began = services.clock()
     try:
-        await work
+        published = await work
     finally:
         talk.hold_data(None)
     get_log().info(f"[UPLOAD] Complete: {name} saved ({size} bytes)")
+    seconds = services.clock() - began
+    services.record(_entry(AuditEvent.UPLOAD, talk, command.name, size=size, root=published.root, seconds=seconds))
 
 
 async def serve_download(talk: Conversation, command: Download) -> None:
@@ -136,11 +144,26 @@ async def serve_download(talk: Conversation, command: Download) -> None:
     except BaseException:
         reader.close()
         raise
+    began = services.clock()
     try:
         await work
     finally:
         talk.hold_data(None)
     get_log().info(f"[DOWNLOAD] Complete: {name} sent ({size} bytes)")
+    seconds = services.clock() - began
+    services.record(_entry(AuditEvent.DOWNLOAD, talk, command.name, size=size, root=version.root, seconds=seconds))
+
+
+def record_refusal(talk: Conversation, command: Upload | Download | None, refusal: Refusal) -> None:
+    """Tell the audit log if the refusal is one that it wants to know of."""
+    if refusal.code in AUDITED_REFUSALS:
+        what = "LIST" if command is None else "UPLOAD" if isinstance(command, Upload) else "DOWNLOAD"
+        name = None if command is None else command.name
+        talk.services.record(_entry(AuditEvent.REFUSAL, talk, name, outcome=refusal.code.value, what=what))
+
+
+def _entry(event: AuditEvent, talk: Conversation, file: str | None, **fields: Any) -> AuditEntry:
+    return AuditEntry(event, ANONYMOUS, talk.peer, file, session=talk.number, **fields)
 
 
 async def serve_list(talk: Conversation) -> None:
@@ -160,9 +183,7 @@ async def serve_list(talk: Conversation) -> None:
     get_log().info(f"[LIST] Complete: Sent {listing.count} filenames")
 
 
-async def _connect(
-    talk: Conversation, size: int, accept: Callable[[], bytes], *, ready: bool
-) -> DataConnection:
+async def _connect(talk: Conversation, size: int, accept: Callable[[], bytes], *, ready: bool) -> DataConnection:
     """Wait for the turn, say OK, and wait for the data connection that belongs to it."""
     services = talk.services
     talk.check_alive()
@@ -177,7 +198,9 @@ async def _connect(
     finally:
         talk.hold_turn(None)
         services.turns.end(turn)
-    data = DataConnection(sock, size, services.times, services.clock)
+    lane = services.bandwidth.lane()
+    lane.bind(ANONYMOUS)
+    data = DataConnection(sock, size, services.times, services.clock, lane)
     talk.hold_data(data)
     return data
 

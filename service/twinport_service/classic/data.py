@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from twinport_protocol.errors import ErrorCode, Refusal
 
+from twinport_service.bandwidth import Lane
 from twinport_service.buffers import BufferPool
 from twinport_service.storage.contract import Reader
 
@@ -55,9 +56,15 @@ class DataConnection:
     """A paired data connection of ``size`` bytes. Its thread calls everything but :meth:`cancel`."""
 
     def __init__(
-        self, sock: socket.socket, size: int, times: TransferTimes, clock: Callable[[], float] = time.monotonic
+        self,
+        sock: socket.socket,
+        size: int,
+        times: TransferTimes,
+        clock: Callable[[], float] = time.monotonic,
+        lane: Lane | None = None,
     ) -> None:
         self._sock = sock
+        self._lane = lane
         self._times = times
         self._clock = clock
         self._lock = threading.Lock()
@@ -84,8 +91,9 @@ class DataConnection:
         """Fill ``view``. ``ShortUpload`` at the end of the stream, ``Timeout``."""
         filled = 0
         while filled < len(view):
+            allowed = self._allowed(len(view) - filled)
             try:
-                count = self._sock.recv_into(view[filled:])
+                count = self._sock.recv_into(view[filled : filled + allowed])
             except BlockingIOError:
                 self._wait(select.POLLIN)
                 continue
@@ -96,7 +104,7 @@ class DataConnection:
                 self.check()
                 raise Refusal(ErrorCode.SHORT_UPLOAD)
             filled += count
-            self._moved_at = self._clock()
+            self._note(count)
 
     def refuse_more(self) -> None:
         """``SizeMismatch`` if bytes have come after the announced ones."""
@@ -115,8 +123,9 @@ class DataConnection:
         """
         offset = 0
         while offset < size:
+            allowed = self._allowed(min(size - offset, _SEND_BYTES))
             try:
-                count = send_some(offset, min(size - offset, _SEND_BYTES))
+                count = send_some(offset, allowed)
             except BlockingIOError:
                 self._wait(select.POLLOUT)
                 continue
@@ -128,7 +137,7 @@ class DataConnection:
             if not count:
                 raise Refusal(ErrorCode.CHANGED, "the file ended early")
             offset += count
-            self._moved_at = self._clock()
+            self._note(count)
         self.check()
         with contextlib.suppress(OSError):  # all was sent; a client that left already has what it wanted
             self._sock.shutdown(socket.SHUT_WR)
@@ -149,11 +158,36 @@ class DataConnection:
                     if offset >= end:
                         start = offset
                         end = offset + reader.read_into(offset, view[: min(count, len(view))])
-                    return self._sock.send(view[offset - start : end - start]) if end > offset else 0
+                        if end == offset:
+                            return 0
+                    return self._sock.send(view[offset - start : min(end, offset + count) - start])
 
                 self.send_all(size, send_some)
         finally:
             buffers.give(buffer)
+
+    def _allowed(self, want_bytes: int) -> int:
+        """How many bytes may move now, once the rate allows any. Time spent here is no silence of the client's."""
+        if self._lane is None:
+            return want_bytes
+        while True:
+            allowed, wait_seconds = self._lane.take(want_bytes)
+            if allowed:
+                return allowed
+            poller = select.poll()
+            poller.register(self._sock, 0)  # wakes for the end of the connection, and for cancel() so
+            began = self._clock()
+            broken = poller.poll(wait_seconds * 1000)
+            self.check()
+            self._ends_at += self._clock() - began
+            self._moved_at = self._clock()
+            if broken:
+                return want_bytes  # the call that follows says what is wrong with it
+
+    def _note(self, count: int) -> None:
+        self._moved_at = self._clock()
+        if self._lane is not None:
+            self._lane.spend(count)
 
     def _wait(self, events: int) -> None:
         self.check()
@@ -171,6 +205,8 @@ class DataConnection:
             if self._closed:
                 return
             self._closed = True
+            if self._lane is not None:
+                self._lane.close()
             if reset:
                 with contextlib.suppress(OSError):
                     self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from twinport_service.access import Decide
+from twinport_service.audit import Record, discard
+from twinport_service.bandwidth import Bandwidth
 from twinport_service.buffers import BufferPool
 from twinport_service.log import get_log
 from twinport_service.uploads import UploadDesk
@@ -59,6 +61,8 @@ class ClassicPlane:
         on_count: Callable[[], None],
         data_port: int = 0,
         clock: Callable[[], float] = time.monotonic,
+        record: Record = discard,
+        bandwidth: Bandwidth | None = None,
     ) -> None:
         limits = limits or ClassicLimits()
         self.data_port = data_port
@@ -85,6 +89,8 @@ class ClassicPlane:
             clock=clock,
             data_port=lambda: self.data_port,
             spawn=self._spawn,
+            record=record,
+            bandwidth=bandwidth or Bandwidth(),
         )
 
     @property

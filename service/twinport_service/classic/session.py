@@ -25,9 +25,10 @@ from twinport_protocol.classic import (
 )
 from twinport_protocol.errors import ErrorCode, Refusal, RemoteProtocolError
 
+from twinport_service.limits import Admission
 from twinport_service.log import get_log, printable
 
-from .commands import ClassicServices, Gone, serve_download, serve_list, serve_upload
+from .commands import ClassicServices, Gone, record_refusal, serve_download, serve_list, serve_upload
 from .data import DataConnection, TransferRefusal, tune_socket
 from .turns import Turn, address_of
 
@@ -60,6 +61,8 @@ class ClassicSession(asyncio.Protocol):
         self.wire = ClassicServer(max_line_bytes=limits.max_line_bytes, queue_lines=limits.queue_lines)
         self.peer: object = None
         self.address = ""
+        self.number = 0
+        self.admission: Admission | None = None
         self._limits = limits
         self._on_open = on_open
         self._on_close = on_close
@@ -104,6 +107,8 @@ class ClassicSession(asyncio.Protocol):
         self._give_up(Gone())
         self._writable.set()
         get_log().info(f"[DISCONNECTED] {self.peer}")
+        if self.admission is not None:
+            self.admission.close()
         self._on_close(self)
 
     def data_received(self, data: bytes) -> None:
@@ -185,6 +190,7 @@ class ClassicSession(asyncio.Protocol):
         word = "UPLOAD" if isinstance(command, Upload) else "DOWNLOAD"
         reason = f"{refusal.code.value}: {refusal.detail}" if refusal.detail else refusal.code.value
         get_log().info(f"[{word}] Failed: {printable(command.name)} ({printable(reason)}) for {self.peer}")
+        record_refusal(self, command, refusal)
         if self.wire.state is not SessionState.CLOSED:
             text = refusal.text if isinstance(refusal, TransferRefusal) else None
             self.write(self.wire.fail_transfer(refusal.code, text))
@@ -195,6 +201,7 @@ class ClassicSession(asyncio.Protocol):
         except Gone:
             self._ending = True  # a listing that broke off cannot be followed by anything
         except Refusal as refusal:
+            record_refusal(self, None, refusal)
             self.write(format_error(refusal.code))
         except Exception:
             get_log().exception("[CLASSIC] Internal error", peer=self.peer)
