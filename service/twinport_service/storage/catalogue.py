@@ -18,16 +18,15 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from twinport_protocol.names import parse_name
-from twinport_protocol.segments import Manifest
 
 from twinport_service.usage import Owned, Stored
 
 from .contract import Published
 from .descriptors import LeastRecentlyUsed
-from .tree import Identity
+from .rows import NewRow, OwnedPath, Row, signed
 from .troubles import StorageUnknown
 
 FORMAT_VERSION = 1
@@ -63,55 +62,6 @@ _FOLLOW_BELOW = """
 UPDATE publications SET name = coalesce(name, path), path = ? || substr(path, ?)
 WHERE path >= ? AND path < ? AND id <= ?
 """
-
-
-class Row(NamedTuple):
-    """One publication. ``ctime_ns`` is None until its batch is settled, ``digests`` where the root is the only one."""
-
-    id: int
-    path: str
-    upload: bytes | None
-    size: int
-    mtime_ns: int
-    ctime_ns: int | None
-    inode: int
-    root: bytes
-    digests: bytes | None
-
-    def matches(self, identity: Identity) -> bool:
-        """Whether the row speaks of the file that looks like this."""
-        return (
-            self.inode == _signed(identity.inode)
-            and self.size == identity.size
-            and self.mtime_ns == identity.mtime_ns
-            and (self.ctime_ns is None or identity.ctime_ns <= self.ctime_ns)
-        )
-
-    @property
-    def manifest(self) -> Manifest:
-        """The manifest of the file."""
-        return Manifest(self.size, self.root if self.digests is None else self.digests)
-
-
-class NewRow(NamedTuple):
-    """What a publication is recorded with."""
-
-    path: str
-    upload: bytes | None
-    size: int
-    mtime_ns: int
-    ctime_ns: int | None
-    inode: int
-    root: bytes
-    digests: bytes | None
-    user: str | None
-
-
-class OwnedPath(NamedTuple):
-    """A path, and whose file it is."""
-
-    path: str
-    owned: Owned
 
 
 class Catalogue:
@@ -184,7 +134,7 @@ class Catalogue:
     def _insert(self, rows: Sequence[NewRow]) -> int:
         first, now = self._last_id + 1, int(self._now())
         values = [
-            (first + index, path, upload, size, mtime_ns, ctime_ns, _signed(inode), root, digests, user, now)
+            (first + index, path, upload, size, mtime_ns, ctime_ns, signed(inode), root, digests, user, now)
             for index, (path, upload, size, mtime_ns, ctime_ns, inode, root, digests, user) in enumerate(rows)
         ]
         self._writer.executemany(_INSERT, values)
@@ -409,8 +359,3 @@ class Catalogue:
 def _range_below(path: str) -> tuple[str, str]:
     """Everything below a directory: "0" is the character after "/"."""
     return path + "/", path + "0"
-
-
-def _signed(inode: int) -> int:
-    """SQLite's integers are signed; some file systems use all 64 bits."""
-    return inode - 2**64 if inode >= 2**63 else inode

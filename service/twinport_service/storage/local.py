@@ -19,12 +19,11 @@ with ``require_used``: it then refuses a root without the mark, instead of writi
 from __future__ import annotations
 
 import os
-import secrets
 import sqlite3
 import stat
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,11 +49,12 @@ from .disk_door import DiskDoor
 from .listing import Listing
 from .manifests import Manifests
 from .naming import Naming
+from .own_directory import check_mark, open_own_directory, open_staging, take_lock
 from .owners import Owners
 from .publication import Commit, Publisher
 from .small_files import SmallFlusher
 from .staged_files import StagedFlusher
-from .staging import Staging, write_all
+from .staging import Staging
 from .tree import Identity, Tree
 from .troubles import (
     Health,
@@ -77,9 +77,6 @@ __all__ = [
     "StorageUnknown",
 ]
 
-MARK = "storage"
-FORMAT = "twinport storage 1"
-_MARK_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -129,13 +126,13 @@ class LocalStorage:
                     os.makedirs(root, exist_ok=True)
                 self._root_fd = door.open_root(os.fspath(root))
                 undo.callback(door.drop, self._root_fd)
-                own = self._open_own(require_used=require_used, root=root)
+                own = open_own_directory(door, self._root_fd, root, require_used=require_used)
                 undo.callback(door.drop, own)
-                undo.callback(door.drop, self._take_lock(own, root))
-                self._check_mark(own, root)
+                undo.callback(door.drop, take_lock(door, own, root))
+                check_mark(door, own, root)
                 self._catalogue = Catalogue(os.fspath(root / RESERVED / "manifests.db"), now=now)
                 undo.callback(self._catalogue.close)
-                staging_fd = self._open_staging(own)
+                staging_fd = open_staging(door, own)
                 undo.callback(door.drop, staging_fd)
                 self._staging = Staging(
                     door,
@@ -179,68 +176,6 @@ class LocalStorage:
             self._resources = undo.pop_all()
 
     # opening ---------------------------------------------------------------------------------------------------------
-
-    def _open_own(self, *, require_used: bool, root: Path) -> int:
-        if not require_used:
-            with suppress(FileExistsError):
-                self._door.make_directory(self._root_fd, RESERVED, 0o700)
-        try:
-            own = self._door.open_at(self._root_fd, RESERVED, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                if require_used:
-                    self._door.stat_at(own, MARK)
-            except BaseException:
-                self._door.drop(own)
-                raise
-            return own
-        except FileNotFoundError:
-            raise StorageMissing(f"{root} was never used by a Twinport storage; is its disk mounted?") from None
-        except NotADirectoryError:
-            raise StorageUnknown(f"{root / RESERVED} is not a directory; move it away") from None
-
-    def _take_lock(self, own: int, root: Path) -> int:
-        lock = self._door.open_at(own, "lock", os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            self._door.lock(lock)
-        except BlockingIOError:
-            self._door.drop(lock)
-            raise StorageInUse(
-                f"{root} is served by another process (it holds {RESERVED}/lock there); stop it, or choose another root"
-            ) from None
-        return lock
-
-    def _check_mark(self, own: int, root: Path) -> None:
-        try:
-            fd = self._door.open_at(own, MARK, os.O_RDONLY)
-        except FileNotFoundError:
-            self._write_mark(own)
-            return
-        try:
-            mark = bytearray(_MARK_BYTES)
-            count = self._door.read_into(fd, mark, 0)
-        finally:
-            self._door.close(fd)
-        lines = mark[:count].decode("utf-8", "replace").splitlines()
-        if lines[:1] != [FORMAT]:
-            found = lines[0] if lines else "nothing"
-            raise StorageUnknown(
-                f"{root / RESERVED / MARK} says {found!r}, not {FORMAT!r}: written by another version; install that one"
-            )
-
-    def _write_mark(self, own: int) -> None:
-        """Written whole or not at all: under another name first."""
-        fd = self._door.open_at(own, MARK + ".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        try:
-            write_all(self._door, fd, f"{FORMAT}\n{secrets.token_hex(16)}\n".encode(), 0)
-            self._door.fsync(fd)
-        finally:
-            self._door.close(fd)
-        self._door.rename(own, MARK + ".new", own, MARK)
-
-    def _open_staging(self, own: int) -> int:
-        with suppress(FileExistsError):
-            self._door.make_directory(own, "staging", 0o700)
-        return self._door.open_at(own, "staging", os.O_RDONLY | os.O_DIRECTORY)
 
     def start(self, live_uploads: Collection[bytes]) -> Collection[bytes]:
         """See the contract. ``StorageError`` when the disk fails already now."""

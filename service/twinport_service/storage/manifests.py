@@ -19,8 +19,9 @@ from twinport_protocol.segments import DIGEST_BYTES, Layout, Manifest
 
 from twinport_service.usage import UsageKeeper
 
-from .catalogue import Catalogue, NewRow
+from .catalogue import Catalogue
 from .disk_door import DiskDoor
+from .rows import NewRow
 from .tree import Identity, Tree
 from .troubles import refusal_of
 

@@ -25,9 +25,10 @@ from twinport_protocol.errors import ErrorCode, Refusal
 from twinport_service.log import get_log
 from twinport_service.usage import Owned, UsageKeeper
 
-from .catalogue import Catalogue, NewRow
+from .catalogue import Catalogue
 from .contract import OnDone, Published, UploadSpec
 from .disk_door import DiskDoor
+from .rows import NewRow
 from .staging import Staging
 from .tree import Identity, OpenDirectories, Tree, check_plain, split
 from .troubles import Health, refusal_of, refusal_of_database
