@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "twinport_service": {
         "twinport_protocol", "argon2", "blake3", "click", "cryptography", "structlog", "tomli", "tomllib",
     },
-    "twinport": {"twinport_protocol", "blake3", "click"},
+    "twinport": {"twinport_protocol", "blake3", "click", "cryptography", "keyring", "platformdirs"},
     "twinport_infra": {"boto3", "botocore", "paramiko", "click"},
 }
 # Bytes in, events out: whatever waits, counts time, draws lots or touches the system belongs to the other rooms.

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twinport_protocol.errors import ErrorCode
 from twinport_protocol.messages import Reply, ReplyKind, Verb
@@ -19,7 +19,7 @@ from twinport_protocol.tickets import decode_ticket
 
 from .addresses import DEFAULT_PORT, Address
 from .backoff import Backoff
-from .data_channel import SILENT_SECONDS
+from .connector import Connector, Security, TlsMode
 from .engine import Policy
 from .entries import RemoteEntry, checked_name, checked_prefix, parse_entry, parse_size_and_root
 from .errors import (
@@ -34,10 +34,15 @@ from .errors import (
     local_failure,
     refusal,
 )
+from .login import Login
 from .report import Observer, SilentObserver, TransferReport
-from .session import Session, open_session
+from .session import Identity, Session
+from .streams import SILENT_SECONDS
 from .transfer import PATIENCE_SECONDS, Transfer
 from .version import VERSION
+
+if TYPE_CHECKING:
+    from .quota import Quota
 
 PAGE_ENTRIES = 5000
 Names = str | Sequence[str]
@@ -53,6 +58,8 @@ class Client:
         self,
         address: Address,
         *,
+        security: Security | None = None,
+        login: Login | None = None,
         channels: int = 4,
         patience_seconds: float = PATIENCE_SECONDS,
         silent_seconds: float = SILENT_SECONDS,
@@ -60,13 +67,12 @@ class Client:
     ) -> None:
         if channels < 1:
             raise UsageError("a transfer needs at least one channel")
-        self._address = address
         self._channels = channels
         self._patience_seconds = patience_seconds
         self._silent_seconds = silent_seconds
         self._policy = policy or Policy()
-        self._agent = f"twinport/{VERSION}"
-        self._session: Session | None = open_session(address, self._agent)
+        self._connector = Connector(address, f"twinport/{VERSION}", security, login)
+        self._session: Session | None = self._connector.open()
 
     def __enter__(self) -> Client:
         return self
@@ -278,6 +284,17 @@ class Client:
             raise IntegrityError(f"{name} and {os.fspath(path)} differ in their {what}", "Differs")
         return root
 
+    @property
+    def identity(self) -> Identity:
+        """Who this connection is logged in as, and the server's certificate."""
+        return self._connected().identity
+
+    def quota(self) -> Quota:
+        """What the user has stored, and how much it may be. ``LoginError``."""
+        from .quota import parse_quota  # noqa: PLC0415  # rarely needed
+
+        return parse_quota(self._call("no answer about the quota", Verb.QUOTA)[-1])
+
     def ping(self) -> float:
         """Seconds that one round trip takes."""
         start = time.perf_counter()
@@ -301,7 +318,7 @@ class Client:
             raise UsageError("this client is closed")
         if anew:
             session.close()
-            session = self._session = open_session(self._address, self._agent)
+            session = self._session = self._connector.open()
         return session
 
     def _call(
@@ -330,17 +347,28 @@ class Client:
                 return replies
             code = final.code or ErrorCode.INTERNAL
             if code is not ErrorCode.BUSY or backoff.failures >= CALL_TRIES:
-                raise refusal(code, subject)
+                raise self._explained(refusal(code, subject))
             time.sleep((final.retry_seconds or 0) + backoff.next_seconds())
+
+    def _explained(self, error: TwinportError) -> TwinportError:
+        return error if self._session is None else self._session.explain(error)
 
 
 CALL_TRIES = 5
 
 
-def connect(
+def connect(  # noqa: PLR0913  # keywords that most callers leave out
     host: str,
     port: int = DEFAULT_PORT,
     *,
+    user: str | None = None,
+    key: str | os.PathLike[str] | None = None,
+    password: str | None = None,
+    token: str | None = None,
+    fingerprint: str | None = None,
+    tls: bool | None = None,
+    plaintext: bool = False,
+    ca_file: str | os.PathLike[str] | None = None,
     channels: int = 4,
     patience_seconds: float = PATIENCE_SECONDS,
     silent_seconds: float = SILENT_SECONDS,
@@ -348,11 +376,32 @@ def connect(
 ) -> Client:
     """Connect to a server; use the client as a context manager, or close it.
 
+    TLS is used to every host but this machine, and there when ``tls`` says so or the server is known for it; its
+    certificate must be ``fingerprint`` (64 hexadecimal digits), one that ``twinport`` has accepted before, or one that
+    the system's authorities, or those in ``ca_file``, vouch for. ``plaintext`` goes without, anywhere. Nobody is asked
+    anything. To log in, give ``user`` with ``key`` (a file; also a public key, whose other half the SSH agent holds) or
+    ``password``, or ``token`` alone; with ``user`` alone the agent's keys and the usual key files are tried.
+
     ``channels`` bounds the data connections of a transfer; ``patience_seconds`` how long one goes on trying while
-    nothing moves; ``silent_seconds`` how long a data connection may owe an answer. ``NetworkError``, ``BusyError``.
+    nothing moves; ``silent_seconds`` how long a data connection may owe an answer. ``NetworkError``, ``BusyError``,
+    ``TrustError``, ``LoginError``, ``UsageError``.
     """
+    from .credentials import Credentials, make_login  # noqa: PLC0415  # parsing options must not pay for it
+    from .fingerprints import parse_fingerprint  # noqa: PLC0415
+
+    if plaintext and tls:
+        raise UsageError("TLS and plaintext at once make no sense")
+    mode = TlsMode.AUTO if tls is None else TlsMode.ALWAYS if tls else TlsMode.NEVER
     return Client(
         Address(host, port),
+        security=Security(
+            tls=TlsMode.PLAINTEXT if plaintext else mode,
+            fingerprint=None if fingerprint is None else parse_fingerprint(fingerprint, "fingerprint"),
+            ca_file=None if ca_file is None else os.fspath(ca_file),
+        ),
+        login=make_login(
+            Credentials(user=user, key=None if key is None else os.fspath(key), password=password, token=token)
+        ),
         channels=channels,
         patience_seconds=patience_seconds,
         silent_seconds=silent_seconds,

@@ -8,7 +8,6 @@ asked for as many as fit into the window whenever there is room and gets its rep
 from __future__ import annotations
 
 import select
-import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +19,7 @@ from twinport_protocol.messages import Reply, ReplyKind, Verb
 
 from .engine import Request
 from .errors import NetworkError, TwinportError, nonsense
+from .streams import Stream
 from .wake import Waker
 
 READ_BYTES = 256 * 1024
@@ -73,16 +73,16 @@ class Call:
 
 
 class ControlLink:
-    """Owns a connected socket from the greeting on. ``on_notice`` hears the words of ``0 NOTICE``."""
+    """Owns a connected stream from the greeting on."""
 
     def __init__(
         self,
-        connection: socket.socket,
+        stream: Stream,
         protocol: ControlClient,
         clock: Callable[[], float],
         ping_seconds: float = PING_SECONDS,
     ) -> None:
-        self._socket = connection
+        self._stream = stream
         self._protocol = protocol
         self._clock = clock
         self._ping_seconds = ping_seconds
@@ -93,7 +93,7 @@ class ControlLink:
         self._waiting: dict[int, Call | Request | None] = {}
         self._closing = False
         self._error: TwinportError | None = None
-        self._out: memoryview = memoryview(b"")
+        self._out: deque[memoryview] = deque()
         self._heard = clock()
         self._pinged = False
         self.is_draining = False
@@ -151,7 +151,8 @@ class ControlLink:
     def _loop(self) -> None:
         poll = select.poll()
         poll.register(self._waker.fileno(), select.POLLIN)
-        poll.register(self._socket.fileno(), select.POLLIN)
+        number = self._stream.fileno()
+        poll.register(number, select.POLLIN)
         buffer = bytearray(READ_BYTES)
         view = memoryview(buffer)
         while True:
@@ -161,12 +162,15 @@ class ControlLink:
             if not self._out:
                 self._fill()
             if self._out:
-                self._write()
-            poll.modify(self._socket.fileno(), select.POLLIN | (select.POLLOUT if self._out else 0))
+                self._stream.send(self._out)
+            if self._stream.has_input():
+                self._read(view)
+                continue
+            poll.modify(number, self._stream.poll_mask(bool(self._out)))
             ready = dict(poll.poll(self._wait_ms()))
             if self._waker.fileno() in ready:
                 self._waker.clear()
-            if ready.get(self._socket.fileno(), 0) & ~select.POLLOUT:
+            if self._stream.may_read(ready.get(number, 0)):
                 self._read(view)
 
     def _wait_ms(self) -> int:
@@ -177,7 +181,7 @@ class ControlLink:
             self._pinged = True
             number, line = self._protocol.command(Verb.PING)
             self._waiting[number] = None
-            self._out = memoryview(line)
+            self._out.append(memoryview(line))
             return 0
         edge = 2 * self._ping_seconds if self._pinged else self._ping_seconds
         return max(1, int((edge - quiet) * 1000) + 1) if edge > quiet else 1000
@@ -205,7 +209,8 @@ class ControlLink:
                 self._waiting[number] = request
                 lines.append(line)
                 size += len(line)
-        self._out = memoryview(b"".join(lines))
+        if lines:
+            self._out.append(memoryview(b"".join(lines)))
 
     def _room(self) -> int:
         """How many commands fit into the window for sure."""
@@ -215,17 +220,9 @@ class ControlLink:
                 return count
         return 1
 
-    def _write(self) -> None:
-        try:
-            sent = self._socket.send(self._out)
-        except BlockingIOError:
-            return
-        self._out = self._out[sent:]
-
     def _read(self, view: memoryview) -> None:
-        try:
-            count = self._socket.recv_into(view)
-        except BlockingIOError:
+        count = self._stream.receive_into(view)
+        if count is None:
             return
         if count == 0:
             raise NetworkError("the server closed the control connection")
@@ -259,7 +256,7 @@ class ControlLink:
     def _say_goodbye(self) -> None:
         if self._protocol.state is ControlState.READY and not self._out:
             try:
-                self._socket.send(self._protocol.command(Verb.QUIT)[1])
+                self._stream.send(deque([memoryview(self._protocol.command(Verb.QUIT)[1])]))
             except (OSError, ProtocolError):
                 return
 
@@ -274,7 +271,7 @@ class ControlLink:
         for call in calls:
             call.fail(error)
         try:
-            self._socket.close()
+            self._stream.close()
         finally:
             self._waker.close()
         if source is not None:

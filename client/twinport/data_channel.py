@@ -1,18 +1,13 @@
-"""One data connection in one thread: a non-blocking socket and a poll loop around a lane.
+"""One data connection in one thread: a non-blocking stream and a poll loop around a lane.
 
-The thread owns the socket from connect to close; nobody else ever touches it but to shut it down. Reading goes on while
-writing waits, so the two ends cannot block each other. A channel on which an answer is due and nothing moves for
-``silent_seconds`` is given up: its socket is shut down first, then its orders go back to the engine.
+The thread owns the socket from connect to close, the TLS handshake included; nobody else ever touches it. Reading goes
+on while writing waits, so the two ends cannot block each other. A channel on which an answer is due and nothing moves
+for ``silent_seconds`` is given up: its socket is shut down first, then its orders go back to the engine.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import select
-import socket
-import sys
-import termios
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -20,15 +15,13 @@ from collections.abc import Callable, Sequence
 from twinport_protocol.errors import ProtocolError
 
 from .addresses import Address
-from .errors import NetworkError, TwinportError, nonsense
+from .errors import NetworkError, TrustError, TwinportError, nonsense
 from .lane import Buffer, ChannelClosingError, Lane
+from .streams import CONNECT_SECONDS, SILENT_SECONDS, Stream, connect_channel, stream_of, tune
 from .wake import Waker
 
 READ_BYTES = 1024 * 1024
 SMALL_BYTES = 64 * 1024
-MAX_BUFFERS = 512
-SILENT_SECONDS = 15.0
-CONNECT_SECONDS = 10.0
 FINISH_SECONDS = 10.0
 FINISH_SILENT_SECONDS = 1.0
 UNUSED_SECONDS = 2.0
@@ -38,6 +31,7 @@ UNUSED_SECONDS = 2.0
 class DataChannel:
     """Connects to the first of ``addresses`` that answers, then works for ``lane`` until told to stop or lost.
 
+    ``certificate`` is that of the control connection (its SHA-256): the channel is under TLS then, to the same one.
     ``on_end(channel)`` is called last, from the channel's thread; :attr:`error` is why it was lost, None after
     :meth:`stop`.
     """
@@ -49,6 +43,7 @@ class DataChannel:
         on_end: Callable[[DataChannel], None],
         clock: Callable[[], float],
         *,
+        certificate: bytes | None = None,
         silent_seconds: float = SILENT_SECONDS,
         connect_seconds: float = CONNECT_SECONDS,
         read_bytes: int = READ_BYTES,
@@ -62,6 +57,7 @@ class DataChannel:
         self._addresses = addresses
         self._on_end = on_end
         self._clock = clock
+        self._certificate = certificate
         self._silent_seconds = silent_seconds
         self._connect_seconds = connect_seconds
         self._read_bytes = read_bytes
@@ -97,22 +93,22 @@ class DataChannel:
         self._waker.close()
 
     def _run(self) -> None:
-        connection: socket.socket | None = None
+        stream: Stream | None = None
         try:
-            connection = self._connect()
-            if connection is not None:
-                self._loop(connection)
+            stream = self._connect()
+            if stream is not None:
+                self._loop(stream)
         except ProtocolError as broken:
             self.error = nonsense(broken)
         except ChannelClosingError as closing:
             self.error = NetworkError(f"the server closed a data connection: {closing}", "Closed")
-        except NetworkError as lost:
+        except (NetworkError, TrustError) as lost:
             self.error = lost
         except OSError as lost:
             self.error = NetworkError(f"a data connection was lost: {lost.strerror or lost}")
         finally:
-            if connection is not None:
-                _shut(connection)
+            if stream is not None:
+                stream.close()
                 lived = self._clock() - self._connected_at
                 if not self.lane.is_waiting and not self._out and (self._was_used or lived > UNUSED_SECONDS):
                     self.error = None  # the server closes what is idle; nothing is lost by it
@@ -120,27 +116,28 @@ class DataChannel:
             self.lane.lost()
             self._on_end(self)
 
-    def _connect(self) -> socket.socket | None:
-        trouble: OSError | None = None
+    def _connect(self) -> Stream | None:
+        trouble: OSError | NetworkError | None = None
         for address in self._addresses:
             if self._stopping:
                 return None
             try:
-                connection = socket.create_connection((address.host, address.port), self._connect_seconds)
-            except OSError as error:
+                connection = connect_channel(address, self._certificate, self._connect_seconds)
+            except (OSError, NetworkError) as error:
                 trouble = error
                 continue
             tune(connection, self._silent_seconds)
-            connection.setblocking(False)
             self._connected_at = self._clock()
             self.address = address
-            return connection
+            return stream_of(connection)
+        if isinstance(trouble, NetworkError):
+            raise trouble
         where = " or ".join(map(str, self._addresses))
         raise NetworkError(f"no data connection to {where}: {trouble and (trouble.strerror or trouble)}")
 
-    def _loop(self, connection: socket.socket) -> None:
+    def _loop(self, stream: Stream) -> None:
         poll = select.poll()
-        number = connection.fileno()
+        number = stream.fileno()
         poll.register(self._waker.fileno(), select.POLLIN)
         poll.register(number, select.POLLIN)
         watched = select.POLLIN
@@ -154,10 +151,10 @@ class DataChannel:
             if not self._out and finish_by is None:
                 self._queue(self.lane.fill())
             try:
-                wrote = bool(self._out) and self._write(connection)
+                wrote = bool(self._out) and stream.send(self._out)
             except OSError:
                 # A reset fails the next write first, though answers that came before it still wait to be read.
-                while self._read(connection, view):
+                while self._read(stream, view):
                     pass
                 raise
             if wrote:
@@ -165,7 +162,10 @@ class DataChannel:
                 moved = self._clock()
                 if not self._out and not self._poll_now(poll, number):
                     continue  # sent all: prepare the next piece before waiting for anything
-            wanted = select.POLLIN | (select.POLLOUT if self._out else 0)
+            if stream.has_input() and self._read(stream, view):
+                moved = self._clock()
+                continue
+            wanted = stream.poll_mask(bool(self._out))
             if wanted != watched:
                 poll.modify(number, wanted)
                 watched = wanted
@@ -178,7 +178,7 @@ class DataChannel:
                     return
             if due and left <= 0:
                 # On a slow line one piece may be under way for longer: as long as it shrinks, it moves.
-                queued = _unsent_bytes(connection)
+                queued = stream.unsent_bytes()
                 if queued == self._queued_bytes:
                     raise NetworkError(f"a data connection was silent for {self._silent_seconds:.0f} s")
                 self._queued_bytes = queued
@@ -190,7 +190,7 @@ class DataChannel:
                 self._waker.clear()
                 if not due:
                     moved = self._clock()
-            if ready.get(number, 0) & ~select.POLLOUT and self._read(connection, view):
+            if stream.may_read(ready.get(number, 0)) and self._read(stream, view):
                 moved = self._clock()
 
     def _poll_now(self, poll: select.poll, number: int) -> bool:
@@ -211,56 +211,12 @@ class DataChannel:
         if small:
             self._out.append(memoryview(b"".join(small)))
 
-    def _write(self, connection: socket.socket) -> bool:
-        """Send what the socket takes; whether it took any."""
-        try:
-            sent = connection.sendmsg([*self._out][:MAX_BUFFERS])
-        except BlockingIOError:
-            return False
-        moved = sent > 0
-        while sent:
-            head = self._out[0]
-            if sent < len(head):
-                self._out[0] = head[sent:]
-                break
-            sent -= len(head)
-            self._out.popleft()
-        while self._out and not self._out[0]:
-            self._out.popleft()
-        return moved
-
-    def _read(self, connection: socket.socket, view: memoryview) -> bool:
-        try:
-            count = connection.recv_into(view)
-        except BlockingIOError:
+    def _read(self, stream: Stream, view: memoryview) -> bool:
+        count = stream.receive_into(view)
+        if count is None:
             return False
         if count == 0:
             raise NetworkError("the server closed a data connection")
         self.lane.receive(view[:count])
         return True
 
-
-def tune(connection: socket.socket, silent_seconds: float) -> None:
-    """No delay for small writes; the kernel gives up a dead peer by itself."""
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    if hasattr(socket, "TCP_USER_TIMEOUT"):
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(silent_seconds * 1000))
-    for option, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3)):
-        if hasattr(socket, option):
-            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
-
-
-def _unsent_bytes(connection: socket.socket) -> int:
-    """What the peer's kernel has not acknowledged yet; 0 where this system does not tell."""
-    try:
-        answer = fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4))
-    except OSError:
-        return 0
-    return int.from_bytes(answer, sys.byteorder)
-
-
-def _shut(connection: socket.socket) -> None:
-    with contextlib.suppress(OSError):  # the other side was first
-        connection.shutdown(socket.SHUT_RDWR)
-    connection.close()

@@ -4,6 +4,7 @@
     ├── UsageError                2  the request makes no sense: a wrong address, a directory without recursive
     ├── NotFoundError             3  no such file or directory, on the server or here
     ├── LoginError                4  login needed or refused
+    ├── TrustError                4  the server's certificate is not one that is trusted
     ├── NetworkError              5  no connection, or lost and not regained in time
     │   └── ServerProtocolError   5  the server sent what the protocol does not allow
     ├── SpaceError                6  disk or quota, on the server or here
@@ -43,6 +44,12 @@ class TwinportError(Exception):
         self.message = message
         self.code = code or self.default_code
 
+    def add_hint(self, hint: str) -> None:
+        """Say more, once."""
+        if hint not in self.message:
+            self.message = f"{self.message}; {hint}"
+            self.args = (self.message,)
+
 
 class UsageError(TwinportError):
     """The request makes no sense as it stands."""
@@ -63,6 +70,13 @@ class LoginError(TwinportError):
 
     exit_code = 4
     default_code = "LoginFailed"
+
+
+class TrustError(TwinportError):
+    """The server's certificate is unknown, invalid, or another one than before. Nothing was sent."""
+
+    exit_code = 4
+    default_code = "Untrusted"
 
 
 class NetworkError(TwinportError):

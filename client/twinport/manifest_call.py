@@ -9,9 +9,9 @@ from twinport_protocol.errors import ErrorCode, ProtocolError
 from twinport_protocol.frames import FrameType, Message
 from twinport_protocol.segments import Layout, Manifest
 
-from .data_channel import CONNECT_SECONDS, SILENT_SECONDS, tune
 from .errors import IntegrityError, NetworkError, nonsense, refusal
 from .session import Session
+from .streams import CONNECT_SECONDS, SILENT_SECONDS, connect_channel, tune
 
 _READ_BYTES = 64 * 1024
 
@@ -20,16 +20,16 @@ def fetch_manifest(session: Session, ticket: bytes, size: int, root: bytes, name
     """The manifest of the version that ``ticket`` is for. ``IntegrityError`` if it does not add up to ``root``."""
     if Layout.of(size).count == 1:
         return Manifest(size, root)
-    trouble: OSError | None = None
+    trouble: OSError | NetworkError | None = None
     for address in session.channel_addresses:
         try:
-            with socket.create_connection((address.host, address.port), CONNECT_SECONDS) as connection:
+            with connect_channel(address, session.identity.certificate, CONNECT_SECONDS) as connection:
                 connection.settimeout(SILENT_SECONDS)
                 tune(connection, SILENT_SECONDS)
                 answer = _exchange(connection, ChannelClient(session.limits), ticket)
         except ProtocolError as error:
             raise nonsense(error) from None
-        except OSError as error:
+        except (OSError, NetworkError) as error:
             trouble = error
             continue
         if answer.header.status:

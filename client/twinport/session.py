@@ -1,95 +1,194 @@
-"""Connecting: the greeting on the control connection, and where the channels are."""
+"""A session: the greeting and the login on a connected control connection, and what channels need to know of it."""
 
 from __future__ import annotations
 
 import os
+import re
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from twinport_protocol.control import ControlClient, Greeting, Limits
-from twinport_protocol.errors import ErrorCode, ProtocolError, RemoteProtocolError
+from twinport_protocol.errors import ErrorCode, RemoteProtocolError
+from twinport_protocol.messages import Reply, ReplyKind, Verb
 from twinport_protocol.numbers import parse_size
 
 from .addresses import MAX_PORT, Address
-from .control_link import PING_SECONDS, ControlLink
-from .data_channel import CONNECT_SECONDS, SILENT_SECONDS, tune
-from .errors import NetworkError, TwinportError, nonsense, refusal
+from .control_link import ControlLink
+from .errors import BusyError, LoginError, NetworkError, TwinportError, refusal
+from .login import Login, Proof, Situation
 
 NONCE_BYTES = 16
+LOGIN_SECONDS = 60.0
+"""Servers make refused logins wait, and queue passwords."""
+MAX_BUSY = 3
+MAX_RETRY_SECONDS = 10
+READ_BYTES = 65536
 # A server that allows none of these could only be waited for.
 LEAST_ONE = ("window_commands", "window_bytes", "channels", "frames", "credit", "piece", "attachments")
-# Answers that another try may change; everything else is final.
-_PASSING = frozenset({ErrorCode.BUSY, ErrorCode.SHUTTING_DOWN, ErrorCode.TIMEOUT})
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who this session is and who the server is. ``certificate`` is a SHA-256, None without TLS; ``user`` None without
+    a login; ``home`` empty where the user has no folder of its own."""
+
+    certificate: bytes | None = None
+    tls_version: str | None = None
+    user: str | None = None
+    home: str = ""
 
 
 class Session:
-    """One control connection that has been greeted, and the addresses of its channels."""
+    """One control connection that has been greeted and logged in, and the addresses of its channels."""
 
-    def __init__(self, link: ControlLink, limits: Limits, channel_addresses: tuple[Address, ...]) -> None:
+    def __init__(
+        self, link: ControlLink, limits: Limits, channel_addresses: tuple[Address, ...], identity: Identity
+    ) -> None:
         self.link = link
         self.limits = limits
         self.channel_addresses = channel_addresses
+        self.identity = identity
 
     def close(self) -> None:
         """Say goodbye and close."""
         self.link.close()
 
+    def explain(self, error: TwinportError) -> TwinportError:
+        """The error, with what this session knows about it."""
+        if error.code == ErrorCode.DENIED.value and self.identity.home:
+            error.add_hint(f"your folder is {self.identity.home}/")
+        return error
 
-def open_session(
-    address: Address,
-    agent: str,
-    *,
-    connect_seconds: float = CONNECT_SECONDS,
-    ping_seconds: float = PING_SECONDS,
-    clock: Callable[[], float] = time.monotonic,
-) -> Session:
-    """Connect to ``address`` and exchange greetings. ``NetworkError``, ``BusyError``, ``LoginError``."""
-    try:
-        connection = socket.create_connection((address.host, address.port), connect_seconds)
-    except OSError as error:
-        reason = error.strerror or str(error) or type(error).__name__
-        text = f"no connection to {address}: {reason}; is twinportd running there, and is the port open?"
-        raise NetworkError(text) from None
-    try:
-        protocol = ControlClient()
-        options = _greet(connection, protocol, agent)
-        limits = protocol.limits
-        if min(getattr(limits, name) for name in LEAST_ONE) < 1:
+
+class LoginLostError(Exception):
+    """The connection was lost during the login; the proof at hand is put back."""
+
+
+class Opening:
+    """The first lines on a connection that still blocks."""
+
+    def __init__(
+        self, connection: socket.socket, address: Address, agent: str, sleep: Callable[[float], None] = time.sleep
+    ) -> None:
+        self.protocol = ControlClient()
+        self.options: Mapping[str, str] = {}
+        self._connection = connection
+        self._address = address
+        self._agent = agent
+        self._sleep = sleep
+        self._nonce = os.urandom(NONCE_BYTES).hex()
+
+    def greet(self) -> None:
+        """Exchange greetings. ``ProtocolError``, ``OSError``, ``NetworkError``."""
+        self._connection.sendall(self.protocol.hello({"agent": self._agent, "nonce": self._nonce}))
+        event = self._next_event("before its greeting; is it a twinportd?")
+        assert isinstance(event, Greeting)  # noqa: S101  # the protocol yields nothing before it
+        self.options = event.options
+        if min(getattr(self.protocol.limits, name) for name in LEAST_ONE) < 1:
             raise RemoteProtocolError(ErrorCode.BAD_REQUEST, "a limit of nothing")
-        port = parse_size(options.get("data-port", str(address.port)).encode(), maximum=MAX_PORT) or address.port
-        tune(connection, SILENT_SECONDS)
-        connection.setblocking(False)
-    except ProtocolError as error:
-        connection.close()
-        raise _as_refusal(address, error) from None
-    except OSError as error:
-        connection.close()
-        text = f"no greeting from {address}: {error.strerror or error}; is it a twinportd?"
-        raise NetworkError(text) from None
-    except BaseException:
-        connection.close()
-        raise
-    link = ControlLink(connection, protocol, clock, ping_seconds)
-    # The control port takes channels too, for networks that let only one port through.
-    channels = (Address(address.host, port), address) if port != address.port else (address,)
-    return Session(link, limits, channels)
+        following = self.options.get("next-certificate", "")
+        if following and not re.fullmatch("[0-9a-f]{64}", following):
+            raise RemoteProtocolError(ErrorCode.BAD_REQUEST, "a next certificate that is none")
 
+    @property
+    def following(self) -> bytes | None:
+        """The SHA-256 of the certificate that the server announces."""
+        text = self.options.get("next-certificate")
+        return bytes.fromhex(text) if text else None
 
-def _greet(connection: socket.socket, protocol: ControlClient, agent: str) -> dict[str, str]:
-    connection.sendall(protocol.hello({"agent": agent, "nonce": os.urandom(NONCE_BYTES).hex()}))
-    while True:
-        data = connection.recv(65536)
-        if not data:
-            raise NetworkError("the server closed the connection before its greeting; is it a twinportd?")
-        protocol.feed(data)
-        for event in protocol.events():
-            if isinstance(event, Greeting):
-                return dict(event.options)
+    def channel_addresses(self) -> tuple[Address, ...]:
+        """Where channels may go; the control port takes them too, for networks that let only one port through."""
+        address = self._address
+        port = parse_size(self.options.get("data-port", str(address.port)).encode(), maximum=MAX_PORT) or address.port
+        return (Address(address.host, port), address) if port != address.port else (address,)
 
+    def log_in(self, login: Login, certificate: bytes | None, *, is_private: bool) -> Mapping[str, str]:
+        """Log in if the server wants it or the user does; what the server answered, empty without a login.
 
-def _as_refusal(address: Address, error: ProtocolError) -> TwinportError:
-    is_answer = isinstance(error, RemoteProtocolError)
-    if is_answer and (error.code in _PASSING or error.code.number >= ErrorCode.DENIED.number):
-        return refusal(error.code, f"{address} refused the connection")
-    return nonsense(error)
+        ``is_private`` says that nobody else reads the connection. ``LoginError``, ``BusyError``; ``LoginLostError``:
+        connect again and go on.
+        """
+        wish = self.options.get("login")
+        if wish != "required" and not login.is_wanted:
+            return {}
+        if wish is None:
+            if not login.is_named:
+                return {}
+            raise LoginError(
+                f"{self._address} has no accounts, so nobody can log in there; leave out --user and --key",
+                "NoAccounts",
+            )
+        if not is_private:
+            raise LoginError(
+                f"no login to {self._address} without TLS: everybody on the way could read it; leave out --plaintext",
+                "TlsRequired",
+            )
+        situation = Situation(self.options.get("nonce", ""), self._nonce, certificate)
+        self._connection.settimeout(LOGIN_SECONDS)
+        login.begin()
+        while True:
+            proof = login.next_proof()
+            if proof is None:
+                raise login.refused(str(self._address))
+            try:
+                method, options = proof.words(situation)
+            except LoginError as error:
+                login.tried.append(f"{proof.label} ({error.message})")
+                continue
+            try:
+                final = self._try(method, options)
+            except (OSError, NetworkError):
+                login.put_back(proof)
+                raise LoginLostError from None
+            if final.kind is not ReplyKind.ERROR:
+                login.accept(proof)
+                return final.options
+            self._on_refusal(final, login, proof)
+
+    def _try(self, method: str, options: dict[str, str]) -> Reply:
+        for attempt in range(MAX_BUSY + 1):
+            number, line = self.protocol.command(Verb.LOGIN, (method,), options)
+            self._connection.sendall(line)
+            reply = self._final_reply(number)
+            if reply.code is not ErrorCode.BUSY or attempt == MAX_BUSY:
+                break
+            self._sleep(min(reply.retry_seconds or 1, MAX_RETRY_SECONDS))
+        return reply
+
+    def _final_reply(self, number: int) -> Reply:
+        while True:
+            event = self._next_event("during the login")
+            if not isinstance(event, Reply):
+                continue
+            if event.id == number and event.kind.ends_command:
+                return event
+            if event.id == 0 and event.kind is ReplyKind.ERROR:
+                raise NetworkError(f"the server ended the connection: {event.text}")
+
+    def _on_refusal(self, final: Reply, login: Login, proof: Proof) -> None:
+        code = final.code or ErrorCode.INTERNAL
+        if code is ErrorCode.LOGIN_FAILED:
+            login.tried.append(proof.label)
+            if login.is_repeated:
+                raise login.refused(str(self._address))
+        elif code is ErrorCode.LOCKED:
+            seconds = final.retry_seconds or 0
+            kind = BusyError if login.is_repeated else LoginError  # in mid transfer it is worth waiting for
+            raise kind(
+                f"{self._address} takes no login of this kind now: too many failed before; try again in {seconds} s, "
+                "or log in with an SSH key [Locked]",
+                code.value,
+            )
+        else:
+            raise refusal(code, f"{self._address} refused the login")
+
+    def _next_event(self, moment: str) -> Greeting | Reply:
+        while True:
+            for event in self.protocol.events():
+                return event
+            data = self._connection.recv(READ_BYTES)
+            if not data:
+                raise NetworkError(f"the server closed the connection {moment}")
+            self.protocol.feed(data)

@@ -19,12 +19,13 @@ from typing import Any
 from twinport_protocol.messages import Reply
 
 from .backoff import Backoff
-from .data_channel import SILENT_SECONDS, DataChannel
+from .data_channel import DataChannel
 from .engine import Engine, EventKind, Request
-from .errors import BusyError, InterruptError, NetworkError, ServerProtocolError, TwinportError
+from .errors import BusyError, InterruptError, NetworkError, ServerProtocolError, TrustError, TwinportError
 from .lane import Lane
 from .report import Observer
 from .session import Session
+from .streams import SILENT_SECONDS
 
 PATIENCE_SECONDS = 120.0
 CHANNEL_BYTES = 4 * 1024 * 1024
@@ -75,6 +76,7 @@ class Transfer:
         self._moved_at = clock()
         self._mark: tuple[int, int] = (0, 0)
         self._nonsense = 0
+        self._distrusted = False
 
     # the caller's thread ---------------------------------------------------------------------------------------------
 
@@ -161,7 +163,7 @@ class Transfer:
                 if event.kind is EventKind.DONE:
                     observer.file_done(event.name, event.size_bytes)
                 elif event.kind is EventKind.FAILED and event.error is not None:
-                    observer.file_failed(event.name, event.error)
+                    observer.file_failed(event.name, self._session.explain(event.error))
                 else:
                     observer.note(event.name)
         observer.progress(max(0, done), known)
@@ -181,6 +183,12 @@ class Transfer:
             # Also when it broke again: a line that moves something between two breaks is worth a quick next try.
             self._channel_backoff.reset()
         lost = next((channel for channel in ended if channel.error is not None), None)
+        if lost is not None and isinstance(lost.error, TrustError):
+            # A certificate may be changed this moment; then the next control connection has the new one too.
+            if self._distrusted:
+                raise lost.error
+            self._distrusted = True
+            link_error = link_error or lost.error
         if link_error is not None or (lost is not None and self._session.link.is_draining):
             self._regain(link_error or (lost and lost.error) or NetworkError("the server is stopping"))
         elif lost is not None and lost.error is not None:
@@ -207,6 +215,7 @@ class Transfer:
                 self._make_lane(self._session, self.on_change),
                 self._on_end,
                 self._clock,
+                certificate=self._session.identity.certificate,
                 silent_seconds=self._silent_seconds,
             )
             self._channels.append(channel)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +18,42 @@ from twinport.engine import Policy
 from tests.client.servers import Proxy, Rule, ServerProcess, pass_all
 
 PATIENCE_SECONDS = 20.0
+COMMAND_SECONDS = 60
+
+
+@pytest.fixture(autouse=True)
+def own_settings(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Profiles, known servers and keys of the test's own: nothing of whoever runs it is read or changed."""
+    for name in [name for name in os.environ if name.startswith("TWINPORT_")] + ["SSH_AUTH_SOCK"]:
+        monkeypatch.delenv(name, raising=False)
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("TWINPORT_CONFIG_DIR", str(home / "config"))
+    return home / "config"
+
+
+RunCommand = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run_command(tmp_path: Path, own_settings: Path) -> RunCommand:
+    """Runs ``twinport`` in the test's directory: exit code, stdout, stderr. Never a traceback."""
+
+    def run(*words: str, given: str = "", **more: str) -> tuple[int, str, str]:
+        done = subprocess.run(
+            [sys.executable, "-c", "from twinport.cli import main; main()", *words],
+            check=False,
+            capture_output=True,
+            input=given,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, **more},
+            timeout=COMMAND_SECONDS,
+        )
+        assert "Traceback" not in done.stderr, done.stderr
+        return done.returncode, done.stdout, done.stderr
+
+    return run
 
 
 @pytest.fixture(scope="session")

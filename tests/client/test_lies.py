@@ -292,7 +292,7 @@ def test_a_refused_greeting_says_why(
 ) -> None:
     liar.greeting = greeting
     with pytest.raises(kind):
-        connect(liar)
+        connect(liar, tls=False)
 
 
 @pytest.mark.parametrize("name", ["CON", "nul.txt", "a:b", "a\\b", "dir/COM1.log", "dot."])

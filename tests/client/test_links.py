@@ -14,6 +14,7 @@ from twinport import errors
 from twinport.addresses import Address
 from twinport.client import Client
 from twinport.control_link import ControlLink
+from twinport.streams import stream_of
 from twinport.wake import Waker
 from twinport_protocol.control import ControlClient, ControlServer, Greeting, Limits
 from twinport_protocol.messages import Command, Reply, ReplyKind, Verb
@@ -75,7 +76,7 @@ def peer() -> Iterator[ScriptedPeer]:
 
 
 def test_replies_may_come_in_any_order_and_entries_before_the_end(peer: ScriptedPeer) -> None:
-    link = ControlLink(peer.theirs, peer.client, time.monotonic)
+    link = ControlLink(stream_of(peer.theirs), peer.client, time.monotonic)
     calls = [link.call(Verb.STAT, (str(number),)) for number in range(3)]
     commands: list[Command] = []
     while len(commands) < 3:
@@ -91,7 +92,7 @@ def test_replies_may_come_in_any_order_and_entries_before_the_end(peer: Scripted
 
 def test_an_idle_line_is_kept_alive_and_a_silent_one_given_up(peer: ScriptedPeer) -> None:
     now = [0.0]
-    link = ControlLink(peer.theirs, peer.client, lambda: now[0], ping_seconds=30)
+    link = ControlLink(stream_of(peer.theirs), peer.client, lambda: now[0], ping_seconds=30)
     for minute in range(1, 4):
         now[0] = minute * 31.0
         link.wake()
@@ -121,7 +122,7 @@ def await_that(holds: Callable[[], bool]) -> None:
 
 def test_a_window_that_is_full_makes_commands_wait_their_turn() -> None:
     peer = ScriptedPeer(Limits(window_commands=2))
-    link = ControlLink(peer.theirs, peer.client, time.monotonic)
+    link = ControlLink(stream_of(peer.theirs), peer.client, time.monotonic)
     calls = [link.call(Verb.STAT, (str(number),)) for number in range(50)]
     answered = 0
     while answered < 50:
@@ -137,7 +138,7 @@ def test_a_window_that_is_full_makes_commands_wait_their_turn() -> None:
 
 @pytest.mark.parametrize("garbage", [b"x\n", b"77 OK\n", b"\xff\n", b"1 WHAT\n"])
 def test_garbage_ends_the_link_and_fails_what_waits(peer: ScriptedPeer, garbage: bytes) -> None:
-    link = ControlLink(peer.theirs, peer.client, time.monotonic)
+    link = ControlLink(stream_of(peer.theirs), peer.client, time.monotonic)
     call = link.call(Verb.STAT, ("x",))
     peer.receive()
     peer.mine.sendall(garbage)
@@ -149,7 +150,7 @@ def test_garbage_ends_the_link_and_fails_what_waits(peer: ScriptedPeer, garbage:
 
 
 def test_an_error_without_an_id_ends_the_link_with_its_reason(peer: ScriptedPeer) -> None:
-    link = ControlLink(peer.theirs, peer.client, time.monotonic)
+    link = ControlLink(stream_of(peer.theirs), peer.client, time.monotonic)
     call = link.call(Verb.STAT, ("x",))
     peer.receive()
     peer.mine.sendall(b"0 ERROR Timeout nothing happened for too long; try again\n")

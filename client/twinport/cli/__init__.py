@@ -1,12 +1,11 @@
 """The command ``twinport``. Only :func:`main` prints errors and decides the exit code; the library raises.
 
-0 ok, 1 some failed, 2 usage, 3 not found, 4 login, 5 network, 6 quota or disk, 7 integrity, 8 denied, 9 busy,
-130 interrupted.
+0 ok, 1 some failed, 2 usage, 3 not found, 4 login or the server's certificate, 5 network, 6 quota or disk,
+7 integrity, 8 denied, 9 busy, 130 interrupted.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +15,8 @@ import click
 from twinport.errors import InterruptError, TwinportError
 from twinport.version import VERSION
 
-from .context import DEFAULT_HOST, INTERRUPTED, Settings, settings_from, shared_options
+from .account import login, logout, quota, whoami
+from .context import INTERRUPTED, Settings, settings_from, shared_options
 from .names import ls, mkdir, mv, rm, stat, verify
 from .transfers import get, put
 
@@ -36,17 +36,17 @@ def _print_version(context: click.Context, _: click.Parameter, wanted: bool) -> 
 def cli(context: click.Context, /, **given: Any) -> None:
     """Move files to and from a twinportd: verified, resumable, many at once.
 
-    Interrupted? Run the same command again: only what is missing travels. The options --host, --channels, -q and
-    --json may stand before or after the command.
+    Interrupted? Run the same command again: only what is missing travels. The options below may stand before or after
+    the command.
 
     \b
     Example:
       twinport --host files.example.org put -r photos --to backup
     """
-    context.obj = settings_from(Settings(os.environ.get("TWINPORT_HOST") or DEFAULT_HOST), given)
+    context.obj = settings_from(Settings(), given)
 
 
-for _command in (put, get, ls, stat, rm, mv, mkdir, verify):
+for _command in (put, get, ls, stat, rm, mv, mkdir, verify, login, logout, whoami, quota):
     cli.add_command(_command)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -13,33 +13,73 @@ if TYPE_CHECKING:
     from twinport.client import Client
 
 INTERRUPTED = "twinport: interrupted; run the same command again to go on"
-DEFAULT_HOST = "127.0.0.1:5001"
 DEFAULT_CHANNELS = 4
 _R = TypeVar("_R")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The options that all commands share."""
+    """The options that all commands share; None for what was not given."""
 
-    host: str = DEFAULT_HOST
+    host: str | None = None
+    user: str | None = None
+    profile: str | None = None
+    fingerprint: str | None = None
+    key: str | None = None
+    tls: bool | None = None
+    plaintext: bool = False
+    ca_file: str | None = None
     channels: int = DEFAULT_CHANNELS
     quiet: bool = False
     as_json: bool = False
 
     def connect(self) -> Client:
         """A client for the server. Raises as :func:`twinport.connect`."""
-        from twinport.addresses import parse_address
         from twinport.client import Client
+        from twinport.credentials import make_login
 
-        return Client(parse_address(self.host), channels=self.channels)
+        from .destination import find_destination
+
+        place = find_destination(self)
+        login = make_login(place.credentials)
+        return Client(place.address, security=place.security, login=login, channels=self.channels)
 
 
 def shared_options(function: Callable[..., _R]) -> Callable[..., _R]:
     """The options that may stand on either side of the command, without defaults: those that are not given are None."""
     options = (
         click.option(
-            "--host", metavar="HOST[:PORT]", help=f"The server; {DEFAULT_HOST} or TWINPORT_HOST if not given."
+            "--host",
+            metavar="[USER@]HOST[:PORT]",
+            help="The server; TWINPORT_HOST, the default profile's or 127.0.0.1:5001 if not given.",
+        ),
+        click.option("--user", metavar="NAME", help="Who to log in as [TWINPORT_USER]."),
+        click.option("--profile", metavar="NAME", help="A server that `twinport login` stored [TWINPORT_PROFILE]."),
+        click.option(
+            "--fingerprint",
+            metavar="HEX",
+            help="The server's certificate, as `twinportd cert show` prints it [TWINPORT_FINGERPRINT].",
+        ),
+        click.option(
+            "--key",
+            metavar="FILE",
+            type=click.Path(readable=False),
+            help="SSH key to log in with; a public one for the agent's [TWINPORT_KEY].",
+        ),
+        click.option(
+            "--tls/--no-tls", default=None, help="TLS always, or never (this machine only) [TWINPORT_TLS=1|0]."
+        ),
+        click.option(
+            "--plaintext",
+            is_flag=True,
+            default=None,
+            help="No TLS, wherever the server is; all on the way can read it.",
+        ),
+        click.option(
+            "--ca-file",
+            metavar="FILE",
+            type=click.Path(readable=False),
+            help="Authorities that may vouch for the server, PEM [TWINPORT_CA_FILE].",
         ),
         click.option(
             "--channels",
@@ -60,7 +100,7 @@ def with_settings(function: Callable[..., _R]) -> Callable[..., _R]:
 
     @functools.wraps(function)
     def run(before: Settings, /, **values: Any) -> _R:
-        after = {name: values.pop(name) for name in ("host", "channels", "quiet", "as_json")}
+        after = {item.name: values.pop(item.name) for item in fields(Settings)}
         return function(settings_from(before, after), **values)
 
     return shared_options(click.pass_obj(run))
