@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import socket
+import ssl
 import struct
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -69,7 +70,14 @@ class RefusedError(Exception):
 class _Raw:
     """A socket and what was read from it ahead of time."""
 
-    def __init__(self, address: Address, *, timeout_seconds: float = ANSWER_SECONDS, receive_buffer: int = 0) -> None:
+    def __init__(
+        self,
+        address: Address,
+        *,
+        timeout_seconds: float = ANSWER_SECONDS,
+        receive_buffer: int = 0,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self.sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         if receive_buffer:
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
@@ -77,6 +85,8 @@ class _Raw:
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
             self.sock.connect(address)
+            if tls is not None:
+                self.sock = tls.wrap_socket(self.sock)
         except OSError:
             self.sock.close()
             raise
@@ -152,6 +162,7 @@ class RawControl(_Raw):
         greet: bool = True,
         timeout_seconds: float = ANSWER_SECONDS,
         receive_buffer: int = 0,
+        nonce: str = "",
     ) -> None:
         super().__init__(address, timeout_seconds=timeout_seconds, receive_buffer=receive_buffer)
         self.limits = Limits()
@@ -160,7 +171,7 @@ class RawControl(_Raw):
         self._unasked: list[Reply] = []
         if greet:
             try:
-                self.send(format_greeting("HELLO", {"agent": "raw"}))
+                self.send(format_greeting("HELLO", {"agent": "raw", **({"nonce": nonce} if nonce else {})}))
                 self.greeting = parse_greeting(self.line(), "OK")
                 self.limits = Limits.from_options(self.greeting)
             except BaseException:
@@ -285,8 +296,10 @@ class Answer:
 class RawChannel(_Raw):
     """A data connection."""
 
-    def __init__(self, address: Address, *, magic: bool = True, receive_buffer: int = 0) -> None:
-        super().__init__(address, receive_buffer=receive_buffer)
+    def __init__(
+        self, address: Address, *, magic: bool = True, receive_buffer: int = 0, tls: ssl.SSLContext | None = None
+    ) -> None:
+        super().__init__(address, receive_buffer=receive_buffer, tls=tls)
         self._next_attachment = 0x7000
         if magic:
             self.send(CHANNEL_MAGIC)
