@@ -100,6 +100,11 @@ class Bandwidth:
         self._users: dict[str, Rate] = {}
 
     @property
+    def is_bounded(self) -> bool:
+        """Whether there is any bound at all."""
+        return bool(self._total or self._per_user)
+
+    @property
     def users(self) -> int:
         """How many users are remembered."""
         return len(self._users)

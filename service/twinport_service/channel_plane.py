@@ -13,14 +13,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from twinport_protocol.control import Limits
+from twinport_protocol.errors import Refusal
 from twinport_protocol.tickets import TicketKeys
 
+from .audit import Record, discard
+from .bandwidth import Bandwidth
 from .buffers import BufferPool
+from .channel_audit import ChannelAudit
 from .channel_session import ChannelSession
 from .channel_times import ChannelTimes
 from .channel_transport import ChannelTransport, PlainTransport, TlsTransport
 from .channel_worker import ChannelWorker
+from .limits import Admission, Crowd, CrowdBounds
 from .log import get_log
+from .paced_transport import PacedTransport
+from .rationed_log import RationedLog
 from .uploads import UploadDesk
 
 SEND_BUFFER_BYTES = 1024 * 1024
@@ -48,8 +55,18 @@ class ChannelPlane:
         bounds: ChannelBounds,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
+        *,
+        crowd: Crowd | None = None,
+        bandwidth: Bandwidth | None = None,
+        record: Record = discard,
     ) -> None:
         self._desk = desk
+        self._crowd = crowd or Crowd(
+            CrowdBounds(total=bounds.channels, per_address=bounds.channels, unproved=bounds.unattached, early=False)
+        )
+        self._bandwidth = bandwidth or Bandwidth()
+        self._record = record
+        self._rationed = RationedLog(clock=clock)
         self._keys = keys
         self._limits = limits
         self._bounds = bounds
@@ -88,43 +105,66 @@ class ChannelPlane:
         on_ready: Callable[[], None] | None,
     ) -> Callable[[], None] | None:
         with self._changed:
-            refused = self._draining or len(self._workers) >= self._bounds.channels
-            unattached = [worker for worker, _ in self._workers.values() if not worker.attached and not worker.aborted]
-            if not refused and len(unattached) >= self._bounds.unattached:
-                unattached[0].abort()
-            if refused:
-                get_log().info("[CHANNEL] Refused: too many", peer=peer)
-                sock.close()
-                return None
             number = next(self._numbers)
+            admission = self._admit(number, sock, peer)
+            if admission is None:
+                return None
             transport: ChannelTransport | None = None
             try:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 transport = make_transport()
-                make_session = functools.partial(self._make_session, transport.secure)
+                on_user: Callable[[str], None] = admission.prove
+                if self._bandwidth.is_bounded:
+                    transport = paced = PacedTransport(transport, self._bandwidth)
+                    on_user = functools.partial(_prove, admission, paced)
+                make_session = functools.partial(self._make_session, number, peer, transport.secure, on_user)
                 worker = ChannelWorker(
                     transport, peer, make_session, self._pool, self._bounds.times, self._clock, on_ready
                 )
             except OSError as error:
                 get_log().error("[CHANNEL] Refused", peer=peer, error=error.strerror)
+                admission.close()
                 (transport or sock).close()
                 return None
-            arguments = (number, worker, on_ready)
+            arguments = (number, worker, admission, on_ready)
             thread = threading.Thread(target=self._run, args=arguments, name=f"channel-{number}", daemon=True)
             self._workers[number] = (worker, thread)
         try:
             thread.start()
         except RuntimeError:
             get_log().error("[CHANNEL] Refused: no more threads", peer=peer)
-            self._forget(number)
+            self._forget(number, admission)
             worker.close()
             return None
         return worker.abort
 
-    def _make_session(self, secure: bool, wake: Callable[[], None]) -> ChannelSession:
-        return ChannelSession(self._desk, self._keys, self._limits, wake, secure=secure, now=self._now)
+    def _admit(self, number: int, sock: socket.socket, peer: object) -> Admission | None:
+        try:
+            if not self._draining:
+                return self._crowd.admit(peer, lambda: self._give_way(number))
+        except Refusal as refusal:
+            self._rationed.info("[CHANNEL] Refused: too many", peer=peer, why=refusal.detail)
+        sock.close()
+        return None
 
-    def _run(self, number: int, worker: ChannelWorker, on_ready: Callable[[], None] | None) -> None:
+    def _give_way(self, number: int) -> None:
+        with self._changed:
+            worker, _ = self._workers.get(number, (None, None))
+            if worker is not None:
+                self._rationed.info("[CHANNEL] Gave way: it showed no ticket", peer=worker.peer)
+                worker.abort()
+
+    def _make_session(
+        self, number: int, peer: object, secure: bool, on_user: Callable[[str], None], wake: Callable[[], None]
+    ) -> ChannelSession:
+        audit = ChannelAudit(self._record, peer, number, self._clock)
+        return ChannelSession(
+            self._desk, self._keys, self._limits, wake, secure=secure, now=self._now, audit=audit, on_user=on_user
+        )
+
+    def _run(
+        self, number: int, worker: ChannelWorker, admission: Admission, on_ready: Callable[[], None] | None
+    ) -> None:
         worker.run()
         if on_ready is not None:
             on_ready()
@@ -134,9 +174,10 @@ class ChannelPlane:
                 f"[CHANNEL] Closed after {tally.bytes_in} bytes in, {tally.bytes_out} bytes out, "
                 f"{tally.files_in} files committed, from {worker.peer}"
             )
-        self._forget(number)
+        self._forget(number, admission)
 
-    def _forget(self, number: int) -> None:
+    def _forget(self, number: int, admission: Admission) -> None:
+        admission.close()
         with self._changed:
             del self._workers[number]
             self._changed.notify_all()
@@ -160,3 +201,8 @@ class ChannelPlane:
             threads = [thread for _, thread in self._workers.values()]
         for thread in threads:
             thread.join(timeout=grace_seconds)
+
+
+def _prove(admission: Admission, paced: PacedTransport, user: str) -> None:
+    admission.prove(user)
+    paced.bind(user)

@@ -30,6 +30,7 @@ from twinport_protocol.frames import (
 from twinport_protocol.segments import Layout
 from twinport_protocol.tickets import Action, Ticket, TicketKeys
 
+from .channel_audit import ChannelAudit
 from .log import get_log
 from .storage.contract import Published, Reader, Storage
 from .uploads import UploadDesk, UploadHandle
@@ -63,6 +64,8 @@ class _Download:
 
     def __init__(self, storage: Storage, ticket: Ticket) -> None:
         self.token = ticket.scope
+        self.user = ticket.user
+        self.sent_bytes = 0
         self.layout = Layout.of(ticket.size)
         self._storage = storage
         self._reader: Reader | None = None
@@ -94,7 +97,8 @@ class _Download:
 
 class ChannelSession:
     """One channel. ``wake`` is called from any thread when :meth:`settle` has something to do; ``secure`` says that the
-    connection is under TLS: others may not use tickets that were given over TLS."""
+    connection is under TLS: others may not use tickets that were given over TLS. ``on_user`` is told whose ticket was
+    shown, and may refuse."""
 
     def __init__(
         self,
@@ -105,12 +109,16 @@ class ChannelSession:
         *,
         secure: bool = False,
         now: Callable[[], float] = time.time,
+        audit: ChannelAudit | None = None,
+        on_user: Callable[[str], None] = lambda user: None,
     ) -> None:
         self._desk = desk
         self._secure = secure
         self._keys = keys
         self._wake = wake
         self._now = now
+        self._audit = audit or ChannelAudit()
+        self._on_user = on_user
         self._wire = ChannelServer(limits)
         self._piece_bytes = limits.piece
         self._attached: dict[int, UploadHandle | _Download] = {}
@@ -118,7 +126,7 @@ class ChannelSession:
         self._put_status: int | None = None
         self._whole: bytearray | None = None
         self._requests: deque[Header] = deque()
-        self._settled: deque[tuple[Header, Published | Refusal]] = deque()
+        self._settled: deque[tuple[Header, str, Published | Refusal]] = deque()
         self._progress_at = 0
         self.outgoing: deque[bytes | Payload] = deque()
         self.tally = Tally()
@@ -162,7 +170,7 @@ class ChannelSession:
                 self._take(handle, chunk, first)
             if chunk.ends and header.flags & COMMIT and self._put_status == AckStatus.DUPLICATE:
                 # Sealed by a copy that came before; what is left to do is to publish it.
-                handle.commit(chunk.digest or b"", self._outcome_of(header))
+                handle.commit(chunk.digest or b"", self._outcome_of(header, handle.spec.user))
                 self._put_status = -1
         except Refusal as refusal:
             self._put_status = refusal.code.number
@@ -185,7 +193,7 @@ class ChannelSession:
             self._whole += chunk.data
             if chunk.ends:
                 data, self._whole = bytes(self._whole), None
-                handle.commit_whole(data, chunk.digest or b"", self._outcome_of(header))
+                handle.commit_whole(data, chunk.digest or b"", self._outcome_of(header, handle.spec.user))
                 self._put_status = -1
             return
         if chunk.data:
@@ -194,7 +202,7 @@ class ChannelSession:
             status = handle.end_piece(header.segment, chunk.digest)
             self._put_status = int(status)
             if header.flags & COMMIT:
-                handle.commit(chunk.digest or b"", self._outcome_of(header))
+                handle.commit(chunk.digest or b"", self._outcome_of(header, handle.spec.user))
                 self._put_status = -1
 
     def _begin(self, handle: UploadHandle, header: Header) -> None:
@@ -209,9 +217,9 @@ class ChannelSession:
         if not wanted:
             self._put_status = int(AckStatus.DUPLICATE)
 
-    def _outcome_of(self, header: Header) -> Callable[[Published | Refusal], None]:
+    def _outcome_of(self, header: Header, user: str) -> Callable[[Published | Refusal], None]:
         def on_done(outcome: Published | Refusal) -> None:
-            self._settled.append((header, outcome))
+            self._settled.append((header, user, outcome))
             self._wake()
 
         return on_done
@@ -219,7 +227,8 @@ class ChannelSession:
     def settle(self) -> None:
         """Turn the outcomes of commits into ACKs."""
         while self._settled:
-            header, outcome = self._settled.popleft()
+            header, user, outcome = self._settled.popleft()
+            self._audit.committed(header.attachment, user, outcome)
             if isinstance(outcome, Published):
                 self.tally.files_in += 1
                 self._acknowledge(header, AckStatus.COMMITTED)
@@ -277,6 +286,7 @@ class ChannelSession:
             last = True
         else:
             self.tally.bytes_out += length
+            download.sent_bytes += length
             self._progress_at += length
         if last:
             self._requests.popleft()
@@ -309,17 +319,26 @@ class ChannelSession:
             ticket = self._keys.verify(raw, self._now())
             if ticket.secure and not self._secure:
                 raise Refusal(ErrorCode.TLS_REQUIRED, "a ticket given over TLS")
+            self._admit(ticket.user)
             if ticket.action is Action.UPLOAD:
                 self._attached[attachment] = self._desk.attach(ticket.scope, ticket.generation, ticket.user)
             else:
                 self._attached[attachment] = _Download(self._desk.storage, ticket)
             self._refused.pop(attachment, None)
+            self._audit.attached(attachment)
             self.attached_once = True
         except Refusal as refusal:
             # The number stays taken until the client detaches it, so that frames already under way are answered in
             # kind.
             self._refused[attachment] = refusal.code
             self.outgoing.append(self._wire.fail(attachment, refusal.code))
+
+    def _admit(self, user: str) -> None:
+        try:
+            self._on_user(user)
+        except Refusal as refusal:
+            self._audit.refused(user, refusal.code)
+            raise
 
     def _answer(self, header: Header, kind: FrameType, make: Callable[[int], bytes]) -> None:
         try:
@@ -340,12 +359,17 @@ class ChannelSession:
         return encode_held(handle.have())
 
     def _detach(self, attachment: int) -> None:
-        attached = self._attached.pop(attachment, None)
+        self._leave(attachment)
         self._wire.detached(attachment)
+
+    def _leave(self, attachment: int) -> None:
+        attached = self._attached.pop(attachment, None)
         if isinstance(attached, UploadHandle):
             attached.detach()
         elif attached is not None:
             attached.close()
+            self._audit.sent(attachment, attached.user, self._desk.storage, attached.token, attached.sent_bytes)
+        self._audit.detached(attachment)
 
     def goodbye(self) -> None:
         """Tell the client that the server stops at this frame boundary."""
@@ -359,8 +383,4 @@ class ChannelSession:
                 item.release()
         self.outgoing.clear()
         for attachment in list(self._attached):
-            attached = self._attached.pop(attachment)
-            if isinstance(attached, UploadHandle):
-                attached.detach()
-            else:
-                attached.close()
+            self._leave(attachment)

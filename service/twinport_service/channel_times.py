@@ -34,6 +34,10 @@ class Patience:
             return self._started_at + self.times.attach_seconds
         return self._moved_at + (self.times.stall_seconds if working else self.times.idle_seconds)
 
+    def pause(self) -> None:
+        """What does not move now is held back by ourselves."""
+        self._moved_at = self.clock()
+
     def note_progress(self, count: int, *, working: bool) -> None:
         """``count`` bytes moved."""
         self._moved_bytes += count

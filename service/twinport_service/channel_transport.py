@@ -24,8 +24,14 @@ class ChannelTransport(Protocol):
     """What the channel's thread needs of its connection."""
 
     secure: bool
-    receive_events: int
-    send_events: int
+
+    @property
+    def receive_events(self) -> int:
+        """What to poll for before receiving."""
+
+    @property
+    def send_events(self) -> int:
+        """What to poll for before sending."""
 
     @property
     def borrows(self) -> bool:
@@ -49,6 +55,9 @@ class ChannelTransport(Protocol):
 
     def send_payload(self, payload: Payload) -> int:
         """Send some of a payload; how much of it counts as gone. The same payload must follow until it is gone."""
+
+    def hold_seconds(self) -> float:
+        """For how long nothing moves because we do not want it to; 0 when it does not for other reasons."""
 
     def end_sending(self) -> None:
         """Nothing more will be sent. What still comes is to be received and dropped."""
@@ -98,6 +107,10 @@ class PlainTransport:
     def send_payload(self, payload: Payload) -> int:
         """See the contract."""
         return check_not_short(payload.reader.send(self._sock.fileno(), payload.offset, payload.remaining))
+
+    def hold_seconds(self) -> float:
+        """It moves what can be moved."""
+        return 0.0
 
     def end_sending(self) -> None:
         """End our direction."""
@@ -198,6 +211,10 @@ class TlsTransport:
             count = self._write(whole[self._staged_at : self._staged_end])
         self._staged_at += count
         return count
+
+    def hold_seconds(self) -> float:
+        """It moves what can be moved."""
+        return 0.0
 
     def end_sending(self) -> None:
         """Say ``close_notify`` if the socket takes it, and end our direction."""

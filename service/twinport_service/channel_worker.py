@@ -132,6 +132,8 @@ class ChannelWorker:
                     with self._wake_lock:
                         self._awake = False
                         os.eventfd_read(self._wakeup)
+                elif events & _END_EVENTS and transport.hold_seconds():
+                    return  # gone: there is nobody to wait for the rate with
                 elif events & (transport.receive_events | _END_EVENTS):
                     receivable = True
             if receivable and not self._receive():
@@ -140,7 +142,11 @@ class ChannelWorker:
     def _wait(self, poller: select.poll, *, at_once: bool) -> list[tuple[int, int]]:
         """What has happened, none if the wait was cut short to give borrowed buffers back. ``TimeoutError`` past the
         deadline."""
+        hold_seconds = self._transport.hold_seconds()
         timeout = 0.0 if at_once else self._timeout()
+        if hold_seconds:
+            self._patience.pause()
+            timeout = min(timeout, hold_seconds)
         borrows = self._buffer is not None or self._transport.borrows
         ready = poller.poll((min(timeout, _LINGER_SECONDS) if borrows else timeout) * 1000)
         if not ready and borrows and not at_once:

@@ -205,6 +205,9 @@ class Storage(Protocol):
     def manifest(self, token: bytes) -> Manifest:
         """The manifest of a version. ``VersionGone``."""
 
+    def name_of(self, token: bytes) -> RemoteName:
+        """The name that a version was opened under; for logs. From memory. ``VersionGone``."""
+
     # names -----------------------------------------------------------------------------------------------------------
 
     def list(self, prefix: str, after: str, limit: int, recursive: bool) -> Page:

@@ -306,6 +306,10 @@ class LocalStorage:
         """See the contract."""
         return self._versions.manifest(token)
 
+    def name_of(self, token: bytes) -> RemoteName:
+        """See the contract."""
+        return RemoteName(Version.parse(token).name)
+
     # names -----------------------------------------------------------------------------------------------------------
 
     def list(self, prefix: str, after: str, limit: int, recursive: bool) -> Page:

@@ -95,7 +95,7 @@ class MemoryStorage:
         self._directories: set[str] = set()
         self._stagings: dict[bytes, _Staging] = {}
         self._finished: OrderedDict[bytes, tuple[float, Published]] = OrderedDict()
-        self._opened: OrderedDict[bytes, _Version] = OrderedDict()
+        self._opened: OrderedDict[bytes, tuple[RemoteName, _Version]] = OrderedDict()
         self._keys: Sequence[str] | None = None
         self._serial = 0
         self._held_bytes = 0
@@ -256,7 +256,7 @@ class MemoryStorage:
             if version is None:
                 raise Refusal(ErrorCode.DENIED if name in self._directories else ErrorCode.FILE_NOT_FOUND)
             token = version.serial.to_bytes(8, "big")
-            self._opened[token] = version
+            self._opened[token] = name, version
             self._opened.move_to_end(token)
             if len(self._opened) > self._open_versions:
                 self._opened.popitem(last=False)
@@ -265,18 +265,22 @@ class MemoryStorage:
 
     def open_reader(self, token: bytes) -> MemoryReader:
         """See the contract."""
-        return MemoryReader(self._opened_version(token).data)
+        return MemoryReader(self._opened_version(token)[1].data)
 
     def manifest(self, token: bytes) -> Manifest:
         """See the contract."""
-        return self._opened_version(token).manifest
+        return self._opened_version(token)[1].manifest
 
-    def _opened_version(self, token: bytes) -> _Version:
+    def name_of(self, token: bytes) -> RemoteName:
+        """See the contract."""
+        return self._opened_version(token)[0]
+
+    def _opened_version(self, token: bytes) -> tuple[RemoteName, _Version]:
         with self._lock:
-            version = self._opened.get(token)
-            if version is None:
+            opened = self._opened.get(token)
+            if opened is None:
                 raise Refusal(ErrorCode.VERSION_GONE)
-            return version
+            return opened
 
     # names -----------------------------------------------------------------------------------------------------------
 

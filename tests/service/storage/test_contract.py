@@ -39,6 +39,9 @@ def test_small_file_comes_back_as_it_was(storage: Storage, data: bytes) -> None:
     assert version.root == digest_of(data)
     assert len(version.token) <= 1400
     assert storage.manifest(version.token) == Manifest(len(data), digest_of(data))
+    assert storage.name_of(version.token) == version.name
+    with pytest.raises(Refusal):
+        storage.name_of(b"no token")
 
 
 @pytest.mark.parametrize("data", [b"", b"x" * 4096, LARGE[:SEGMENT], LARGE], ids=len)
