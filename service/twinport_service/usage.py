@@ -101,7 +101,7 @@ class UsageBook:
     ``quota_of`` is asked at every reservation, so a changed quota holds from the next upload on.
     ``max_reserved_bytes`` bounds what the unfinished uploads of one user hold together."""
 
-    def __init__(self, quota_of: QuotaOf = lambda user: UNLIMITED, *, max_reserved_bytes: int = 2**63 - 1) -> None:
+    def __init__(self, quota_of: QuotaOf = lambda user: UNLIMITED, *, max_reserved_bytes: int | None = None) -> None:
         self._quota_of = quota_of
         self._max_reserved_bytes = max_reserved_bytes
         self._lock = threading.Lock()
@@ -124,9 +124,9 @@ class UsageBook:
         held_files = account.stored_files + account.reserved_files
         if quota.max_files is not None and held_files + 1 > quota.max_files:
             raise Refusal(ErrorCode.QUOTA_EXCEEDED, f"{held_files} of {quota.max_files} files are taken")
-        if size_bytes > self._max_reserved_bytes:  # waiting would not help
-            raise Refusal(ErrorCode.QUOTA_EXCEEDED, f"an upload may reserve {self._max_reserved_bytes} bytes")
-        if account.reserved_bytes + size_bytes > self._max_reserved_bytes:
+        if self._max_reserved_bytes is not None and account.reserved_bytes + size_bytes > self._max_reserved_bytes:
+            if size_bytes > self._max_reserved_bytes:  # waiting would not help
+                raise Refusal(ErrorCode.QUOTA_EXCEEDED, f"an upload may reserve {self._max_reserved_bytes} bytes")
             raise Refusal(ErrorCode.BUSY, "too much is reserved by unfinished uploads", retry_seconds=_RETRY_SECONDS)
 
     def restore(self, upload_id: bytes, user: str, size_bytes: int) -> None:
