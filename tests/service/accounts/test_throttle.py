@@ -1,0 +1,200 @@
+"""How often passwords may be tried, with a clock that only the test moves."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import pytest
+from twinport_protocol.errors import ErrorCode, Refusal
+from twinport_service.accounts.throttle import (
+    FORGET_SECONDS,
+    MAX_AT_ONCE,
+    MAX_DELAY_SECONDS,
+    NETWORK_BURST,
+    TRUST_SECONDS,
+    USER_BURST,
+    Throttle,
+    network_of,
+)
+
+HERE = ("192.0.2.1", 5001)
+
+
+class Clock:
+    """Time stands still but for :meth:`pass_by`."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def pass_by(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def throttle(clock: Clock) -> Throttle:
+    return Throttle(clock)
+
+
+def refused(throttle: Throttle, user: str, peer: object) -> tuple[ErrorCode, int | None] | None:
+    """How a try is refused; one that is not counts as failed."""
+    try:
+        tried = throttle.admit(user, peer)
+    except Refusal as refusal:
+        return refusal.code, refusal.retry_seconds
+    throttle.settle(tried, is_good=False)
+    return None
+
+
+def log_in(throttle: Throttle, user: str, peer: object) -> None:
+    throttle.settle(throttle.admit(user, peer), is_good=True)
+
+
+def other(number: int) -> tuple[str, int]:
+    return (f"198.51.{number // 250}.{number % 250}", 1)
+
+
+def test_each_failure_doubles_the_wait_up_to_30_seconds(throttle: Throttle, clock: Clock) -> None:
+    for seconds in (1, 2, 4, 8, 16, 30, 30, 30):
+        assert refused(throttle, "alice", HERE) is None
+        assert refused(throttle, "alice", HERE) == (ErrorCode.LOCKED, seconds)
+        clock.pass_by(seconds - 0.01)
+        assert refused(throttle, "alice", HERE) == (ErrorCode.LOCKED, 1)
+        clock.pass_by(0.01)
+
+
+def test_asking_while_locked_lengthens_nothing(throttle: Throttle, clock: Clock) -> None:
+    assert refused(throttle, "alice", HERE) is None
+    for _ in range(1000):
+        assert refused(throttle, "alice", HERE) == (ErrorCode.LOCKED, 1)
+    clock.pass_by(1)
+    log_in(throttle, "alice", HERE)
+
+
+def test_a_login_clears_its_own_entry_and_no_other(throttle: Throttle, clock: Clock) -> None:
+    for _ in range(3):
+        assert refused(throttle, "alice", HERE) is None
+        assert refused(throttle, "bob", HERE) is None
+        clock.pass_by(30)
+    log_in(throttle, "alice", HERE)
+    assert refused(throttle, "alice", HERE) is None
+    assert refused(throttle, "alice", HERE) == (ErrorCode.LOCKED, 1)
+    assert refused(throttle, "bob", HERE) is None
+    assert refused(throttle, "bob", HERE) == (ErrorCode.LOCKED, 8)
+
+
+def test_other_users_and_other_networks_are_not_held_up(throttle: Throttle) -> None:
+    assert refused(throttle, "alice", HERE) is None
+    assert refused(throttle, "bob", HERE) is None
+    assert refused(throttle, "alice", ("192.0.2.2", 5001)) is None
+    assert refused(throttle, "alice", ("192.0.2.1", 4)) == (ErrorCode.LOCKED, 1), "another port is the same network"
+
+
+def test_what_was_long_ago_is_forgotten(throttle: Throttle, clock: Clock) -> None:
+    for _ in range(4):
+        assert refused(throttle, "alice", HERE) is None
+        clock.pass_by(30)
+    clock.pass_by(FORGET_SECONDS)
+    assert refused(throttle, "alice", HERE) is None
+    assert refused(throttle, "alice", HERE) == (ErrorCode.LOCKED, 1)
+
+
+def test_guesses_at_once_gain_a_handful_and_then_one_at_a_time(throttle: Throttle, clock: Clock) -> None:
+    under_way = [throttle.admit("alice", HERE) for _ in range(MAX_AT_ONCE)]
+    assert refused(throttle, "alice", HERE) == (ErrorCode.BUSY, 1)
+    for tried in under_way:
+        throttle.settle(tried, is_good=False)
+    clock.pass_by(MAX_DELAY_SECONDS)
+    alone = throttle.admit("alice", HERE)
+    assert refused(throttle, "alice", HERE) == (ErrorCode.BUSY, 1)
+    throttle.settle(alone, is_good=True)
+    log_in(throttle, "alice", HERE)
+
+
+def test_many_networks_share_the_users_rate(throttle: Throttle, clock: Clock) -> None:
+    outcomes = [refused(throttle, "alice", other(number)) for number in range(100)]
+    assert outcomes.count(None) == USER_BURST
+    clock.pass_by(10)
+    assert [refused(throttle, "alice", other(number)) for number in range(100, 200)].count(None) == 10
+
+
+def test_many_users_share_the_networks_rate(throttle: Throttle, clock: Clock) -> None:
+    outcomes = [refused(throttle, f"user{number}", HERE) for number in range(200)]
+    assert outcomes.count(None) == NETWORK_BURST
+    clock.pass_by(10)
+    assert [refused(throttle, f"other{number}", HERE) for number in range(200)].count(None) == 10
+
+
+def test_strangers_keep_nobody_out_of_where_they_usually_are(throttle: Throttle, clock: Clock) -> None:
+    log_in(throttle, "alice", HERE)
+    for number in range(500):
+        refused(throttle, "alice", other(number))
+        refused(throttle, f"user{number}", HERE)
+    log_in(throttle, "alice", HERE)
+    clock.pass_by(TRUST_SECONDS + 1)
+    for number in range(500, 1000):
+        refused(throttle, "alice", other(number))
+    assert refused(throttle, "alice", HERE) is not None, "that was too long ago"
+
+
+def test_logins_do_not_use_up_the_rates(throttle: Throttle) -> None:
+    for number in range(300):
+        log_in(throttle, f"user{number}", HERE)
+        log_in(throttle, "alice", other(number))
+
+
+def test_what_was_never_checked_does_not_count(throttle: Throttle) -> None:
+    for _ in range(300):
+        throttle.withdraw(throttle.admit("alice", HERE))
+    log_in(throttle, "alice", HERE)
+
+
+def test_a_million_addresses_need_no_more_room_than_a_full_table(clock: Clock) -> None:
+    throttle = Throttle(clock, entries=1000)
+    for number in range(20_000):
+        with suppress(Refusal):
+            throttle.settle(throttle.admit("alice", (f"2001:db8:{number:x}::1", 1)), is_good=False)
+        clock.pass_by(1)
+    assert len(throttle) <= 2000
+
+
+def test_a_full_table_forgets_in_favour_of_the_one_held_up(clock: Clock) -> None:
+    throttle = Throttle(clock, entries=10)
+    assert refused(throttle, "alice", HERE) is None
+    for number in range(10):
+        assert refused(throttle, "bob", other(number)) is None
+    assert refused(throttle, "alice", HERE) is None
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "same"),
+    [
+        ("2001:db8:1:2::1", "2001:db8:1:2:ffff::9", True),
+        ("2001:db8:1:2::1", "2001:db8:1:3::1", False),
+        ("192.0.2.1", "192.0.2.2", False),
+        ("::ffff:192.0.2.1", "192.0.2.1", True),
+        ("::ffff:192.0.2.1", "::ffff:192.0.2.2", False),
+        ("fe80::1%eth0", "fe80::2%eth1", True),
+    ],
+)
+def test_what_is_one_network(one: str, two: str, same: bool) -> None:
+    assert (network_of((one, 1)) == network_of((two, 2))) is same
+
+
+@pytest.mark.parametrize("peer", [None, "", (), ("",), "socket", 5])
+def test_what_has_no_address_is_one_network_too(peer: object) -> None:
+    assert network_of(peer) == ""
+
+
+def test_switched_off_it_holds_nobody_up(clock: Clock) -> None:
+    throttle = Throttle(clock, enabled=False)
+    for _ in range(1000):
+        assert refused(throttle, "alice", HERE) is None
+    assert len(throttle) == 0
