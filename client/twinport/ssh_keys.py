@@ -123,9 +123,12 @@ def _parse(data: bytes, passphrase: bytes | None, path: str) -> PrivateKey:
         key = load(data, passphrase)
     except (TypeError, ValueError, UnsupportedAlgorithm) as error:
         # What the library says of a wrong or missing passphrase differs by form and version.
-        if _is_encrypted(data) and not isinstance(error, UnsupportedAlgorithm):
-            raise _LockedKeyError from None
-        raise LoginError(f"{path} is no SSH private key that can be used") from None
+        if not _is_encrypted(data):
+            raise LoginError(f"{path} is no SSH private key that can be used") from None
+        if isinstance(error, UnsupportedAlgorithm):
+            text = f"the key {path} is encrypted in a way that cannot be read here; give it to the SSH agent (ssh-add)"
+            raise LoginError(text) from None
+        raise _LockedKeyError from None
     if isinstance(key, rsa.RSAPrivateKey):
         if key.key_size < MIN_RSA_BITS:
             raise LoginError(
