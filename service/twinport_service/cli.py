@@ -18,6 +18,7 @@ except ModuleNotFoundError as missing:
     sys.exit(f"twinportd needs the package {missing.name!r}. Install it with: pip install 'twinport[service]'")
 
 from .cli_audit import audit
+from .cli_cert import cert
 from .cli_user import user
 from .config import ConfigError, Settings, flag_of, kind_of, load_settings
 from .exposure import decide_exposure, is_loopback
@@ -42,6 +43,7 @@ def cli() -> None:
 
 
 cli.add_command(audit)
+cli.add_command(cert)
 cli.add_command(user)
 
 

@@ -163,8 +163,9 @@ class RawControl(_Raw):
         timeout_seconds: float = ANSWER_SECONDS,
         receive_buffer: int = 0,
         nonce: str = "",
+        tls: ssl.SSLContext | None = None,
     ) -> None:
-        super().__init__(address, timeout_seconds=timeout_seconds, receive_buffer=receive_buffer)
+        super().__init__(address, timeout_seconds=timeout_seconds, receive_buffer=receive_buffer, tls=tls)
         self.limits = Limits()
         self.greeting: Mapping[str, str] = {}
         self._next_id = 1
