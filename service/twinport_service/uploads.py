@@ -41,7 +41,7 @@ class UploadDesk:
         self.room = Room(storage.free_bytes, min_free_bytes)
         self._uploads: dict[bytes, OpenUpload] = {}
         self._lock = threading.Lock()
-        # So that an upload is made in ledger and storage together, however often it is asked for at once.
+        # So that an upload comes and goes in ledger and storage together, however often that is asked for at once.
         self._opening = [threading.Lock() for _ in range(_OPENING_LOCKS)]
 
     def recover(self) -> None:
@@ -311,13 +311,17 @@ class UploadDesk:
         unknown.
 
         ``UploadClosed`` while it is being committed, ``Fenced`` for an older generation."""
-        record = self.ledger.load(upload_id)
-        if record is None or record.spec.user != user:
-            return
+        with self._opening[upload_id[0] % _OPENING_LOCKS]:
+            record = self.ledger.load(upload_id)
+            if record is not None and record.spec.user == user:
+                self._abort(record, record.generation if generation is None else generation)
+
+    def _abort(self, record: UploadRecord, generation: int) -> None:
+        upload_id = record.spec.upload_id
         upload = self._known(record)
         with upload.lock:
             # The fence decides between this and a commit, on whichever node that is.
-            refused = self._fence(upload_id, record.generation if generation is None else generation)
+            refused = self._fence(upload_id, generation)
             if refused is None:
                 upload.closed = True
         if refused is not None and refused.code is not ErrorCode.UPLOAD_UNKNOWN:
