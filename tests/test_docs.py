@@ -119,23 +119,42 @@ def test_the_verbs_in_the_readme_exist() -> None:
 
 
 def test_the_examples_in_the_readme_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+    """The server for two people, alice's login and all that she does, but for the names of files and hosts."""
+    keys = tmp_path / ".ssh"
+    keys.mkdir(mode=0o700)
+    for name in ("alice", "bob"):
+        key = keys / ("id_ed25519" if name == "alice" else name)
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+        (tmp_path / f"{name}.pub").write_bytes(key.with_suffix(".pub").read_bytes())
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").write_bytes(b"cat")
     (tmp_path / "film.mkv").write_bytes(b"film" * 1000)
-    commands = [words for words in commands_of(README.read_text()) if words[0] == "twinport" and words[-1] != "--help"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    root = tmp_path / "server_files"
+
+    every = [words for words in commands_of(README.read_text()) if words[-1] != "--help"]
+    for words in every:
+        if words[:3] == ["twinportd", "user", "add"]:
+            words[words.index("/srv/files")] = str(root)
+            subprocess.run([BIN / words[0], *words[1:]], check=True, timeout=60)
+    commands = [words for words in every if words[0] == "twinport"]
+    assert {"login", "put", "get", "ls", "verify", "mv", "rm", "quota"} <= {verb_of(words) for words in commands}
     (library,) = blocks(README.read_text(), "python")
-    assert {"put", "get", "ls", "verify", "mv", "rm"} == {verb_of(words) for words in commands}
-    with running_server(tmp_path / "server_files") as address:
+    with running_server(root) as address:
+        shown = subprocess.run([BIN / "twinportd", "cert", "show", "--root", root], capture_output=True, check=True)
+        fingerprint = shown.stdout.decode().split()[1]
         for words in commands:
-            subprocess.run(
-                [BIN / words[0], *words[1:]], env={**os.environ, "TWINPORT_HOST": address}, check=True, timeout=60
-            )
+            real = {"alice@files.example.org": f"alice@{address}", "3f9a…": fingerprint}
+            subprocess.run([BIN / words[0], *(real.get(word, word) for word in words[1:])], check=True, timeout=60)
         assert (tmp_path / "film-again.mkv").read_bytes() == b"film" * 1000
-        example = library.replace("5001", address.rpartition(":")[2])
+        host, _, port = address.rpartition(":")
+        example = library.replace("files.example.org", host).replace("5001", port)
         subprocess.run([sys.executable, "-c", example], check=True, timeout=60)
     assert (tmp_path / "downloads" / "film.mkv").read_bytes() == b"film" * 1000
-    assert (tmp_path / "server_files" / "backup" / "photos" / "cat.jpg").read_bytes() == b"cat"
+    assert (root / "alice" / "backup" / "photos" / "cat.jpg").read_bytes() == b"cat"
 
 
 @pytest.mark.parametrize("code", ErrorCode)
