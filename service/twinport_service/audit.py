@@ -5,6 +5,9 @@ one call. Lines are not lost while the disk works: when the queue is full, the c
 work the server goes on serving, as an unwritable log must not be a way to stop it: lines are kept as long as there is
 room, those that find none are counted, the server's own log says so once a minute, and a ``gap`` entry tells how many
 are missing as soon as writing works again.
+
+What was refused is rationed, as strangers may have it written: else they could wash the log away. Of each kind of event
+200 refusals are written at once and then 10 a second; the next one says how many were left out.
 """
 
 from __future__ import annotations
@@ -35,6 +38,8 @@ _QUEUED_LINES = 65_536
 _PATIENCE_SECONDS = 5.0
 _COMPLAINT_SECONDS = 60.0
 _DELETE = "\x7f"
+_REFUSALS_AT_ONCE = 200
+_REFUSALS_PER_SECOND = 10.0
 
 
 class AuditEvent(enum.Enum):
@@ -55,7 +60,7 @@ class AuditEvent(enum.Enum):
 
 
 OK = "ok"
-AUDITED_REFUSALS = frozenset({ErrorCode.DENIED, ErrorCode.LOGIN_REQUIRED, ErrorCode.QUOTA_EXCEEDED, ErrorCode.LOCKED})
+AUDITED_REFUSALS = frozenset({ErrorCode.DENIED, ErrorCode.QUOTA_EXCEEDED, ErrorCode.LOCKED})
 """What somebody was not allowed, as against what did not work."""
 
 
@@ -92,8 +97,8 @@ def discard(entry: AuditEntry) -> None:
     del entry
 
 
-def format_entry(entry: AuditEntry, now: float) -> bytes:
-    """The line of an entry: printable ASCII, whatever names are made of."""
+def format_entry(entry: AuditEntry, now: float, left_out: int | None = None) -> bytes:
+    """The line of an entry: printable ASCII, whatever names are made of. ``left_out`` like it were not written."""
     fields: dict[str, object] = {"time": _stamp(now), "event": entry.event.value}
     for key, text in (
         ("user", entry.user),
@@ -108,6 +113,7 @@ def format_entry(entry: AuditEntry, now: float) -> bytes:
         ("channel", entry.channel),
         ("method", entry.method),
         ("what", entry.what),
+        ("left_out", left_out),
     ):
         if text is not None:
             fields[key] = text[:MAX_TEXT_CHARACTERS] if isinstance(text, str) else text
@@ -128,11 +134,29 @@ def _stamp(now: float) -> str:
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+class _Ration:
+    """How many refusals of one kind of event may be written."""
+
+    def __init__(self, now: float) -> None:
+        self._left = float(_REFUSALS_AT_ONCE)
+        self._at = now
+        self.left_out = 0
+
+    def passes(self, now: float) -> bool:
+        self._left = min(_REFUSALS_AT_ONCE, self._left + (now - self._at) * _REFUSALS_PER_SECOND)
+        self._at = now
+        if self._left < 1:
+            self.left_out += 1
+            return False
+        self._left -= 1
+        return True
+
+
 class AuditLog:
     """Writes entries to ``directory``, in a thread of its own, until :meth:`close`.
 
     ``max_bytes`` is the size at which a file is rotated, ``keep`` how many rotated ones are kept. ``now`` is the wall
-    clock. Raises ``OSError`` when the directory or its file cannot be made.
+    clock, ``clock`` a monotonic one. Raises ``OSError`` when the directory or its file cannot be made.
     """
 
     def __init__(
@@ -144,7 +168,10 @@ class AuditLog:
         queued_lines: int = _QUEUED_LINES,
         patience_seconds: float = _PATIENCE_SECONDS,
         now: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._clock = clock
+        self._rations: dict[AuditEvent, _Ration] = {}
         self._files = AuditFiles(directory, max_bytes=max_bytes, keep=keep)
         self._now = now
         self._queued_lines = queued_lines
@@ -167,7 +194,14 @@ class AuditLog:
 
     def record(self, entry: AuditEntry) -> None:
         """Hand over an entry; from any thread. Waits for room, but for a disk that has failed or hangs not long."""
-        line = format_entry(entry, self._now())
+        left_out: int | None = None
+        if entry.outcome != OK:
+            with self._changed:
+                ration = self._rations.setdefault(entry.event, _Ration(self._clock()))
+                if not ration.passes(self._clock()):
+                    return
+                left_out, ration.left_out = ration.left_out or None, 0
+        line = format_entry(entry, self._now(), left_out)
         with self._changed:
             # Not within that time: a disk that hangs. The next caller need not find out for itself.
             self._failing |= not self._changed.wait_for(self._has_room, self._patience_seconds)
@@ -197,6 +231,11 @@ class AuditLog:
     def close(self) -> None:
         """Write what is left, as far as that works, and end. Harmless when repeated."""
         with self._changed:
+            if not self._closing:
+                for event, ration in self._rations.items():
+                    if ration.left_out:
+                        gap = AuditEntry(AuditEvent.GAP, what=event.value)
+                        self._lines.append(format_entry(gap, self._now(), ration.left_out))
             self._closing = True
             self._changed.notify_all()
         self._thread.join()
@@ -231,7 +270,7 @@ class AuditLog:
             reopening, self._reopening = self._reopening, False
             if self._lost and not self._failing:
                 lost, self._lost = self._lost, 0
-                self._lines.append(format_entry(AuditEntry(AuditEvent.GAP, size=lost), self._now()))
+                self._lines.append(format_entry(AuditEntry(AuditEvent.GAP), self._now(), lost))
             # Only this thread takes lines away, so they may stay in the queue until they are written.
             batch = list(itertools.islice(self._lines, self._batch_lines))
         try:

@@ -114,6 +114,8 @@ def format_row(row: Row) -> str:
     parts += [_text(row, key) for key in ("method", "what", "file") if row.get(key) is not None]
     if row.get("to") is not None:
         parts.append(f"-> {_text(row, 'to')}")
+    if row.get("left_out") is not None:
+        parts.append(f"({_text(row, 'left_out')} more left out)")
     return "  ".join(parts).rstrip()
 
 

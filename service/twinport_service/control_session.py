@@ -21,9 +21,10 @@ from twinport_protocol.messages import Command, Reply, ReplyKind, Verb, format_r
 from .access import ANONYMOUS
 from .accounts.authenticator import Authenticator, LoggedIn
 from .commit_watch import CommitWatch
-from .handlers import Caller, Handlers, refuse
+from .handlers import Caller, Handlers
 from .log import get_log
 from .login_gate import LoginGate
+from .replies import refuse
 
 _JOBS = 2
 _BATCH = 64

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from twinport_protocol.control import Limits
 from twinport_protocol.errors import ErrorCode, ProtocolError, Refusal
@@ -19,9 +20,11 @@ from twinport_protocol.segments import DIGEST_BYTES
 from twinport_protocol.tickets import Action, Ticket, TicketKeys, decode_ticket, encode_ticket
 
 from .access import Act, Decide, require
-from .ledger import Ledger, UploadRecord
+from .audit import AUDITED_REFUSALS, AuditEntry, AuditEvent, Record, discard
+from .ledger import UploadRecord
 from .log import get_log
-from .storage.contract import SMALL_BYTES, Entry, OnProgress, Precondition, Published, UploadSpec
+from .replies import describe_entry, describe_published, describe_usage, parse_hex, refuse
+from .storage.contract import SMALL_BYTES, OnProgress, Precondition, Published, UploadSpec
 from .uploads import UploadDesk
 from .visible_listing import list_visible
 
@@ -38,6 +41,8 @@ class Caller:
     peer: object
     secure: bool = False
     """Whether the session is under TLS; its tickets then hold for channels under TLS only."""
+    session: int | None = None
+    """The number of the session, for the audit log."""
 
 
 OnReply = Callable[[Reply], None]
@@ -55,7 +60,9 @@ class Handlers:
         *,
         ticket_seconds: int = 3600,
         now: Callable[[], float] = time.time,
+        record: Record = discard,
     ) -> None:
+        self._record = record
         self._desk = desk
         self._storage = desk.storage
         self._keys = keys
@@ -80,7 +87,9 @@ class Handlers:
         if command.verb is Verb.PING:
             return Reply(command.id, ReplyKind.OK)
         if command.verb is Verb.QUOTA:
-            return Reply(command.id, ReplyKind.OK, options=_accounted(caller.user, self._desk.ledger))
+            return Reply(
+                command.id, ReplyKind.OK, options=describe_usage(caller.user, self._desk.ledger.usage_of(caller.user))
+            )
         if command.verb is Verb.UPLOAD and "resume" not in command.options:
             try:
                 spec = self._spec(caller, command)
@@ -88,7 +97,7 @@ class Handlers:
                     return None
                 return self._opened(caller, command, self._desk.open_small(spec))
             except (Refusal, ProtocolError) as error:
-                return refuse(command, error)
+                return self._refused(caller, command, error)
             except Exception:
                 get_log().exception("[CONTROL] Internal error", peer=caller.peer, verb=command.verb.value)
                 return Reply(command.id, ReplyKind.ERROR, code=ErrorCode.INTERNAL)
@@ -99,7 +108,7 @@ class Handlers:
         try:
             return self._slow[command.verb](caller, command)
         except (Refusal, ProtocolError) as error:
-            return [refuse(command, error)]
+            return [self._refused(caller, command, error)]
         except Exception:
             get_log().exception("[CONTROL] Internal error", peer=caller.peer, verb=command.verb.value)
             return [Reply(command.id, ReplyKind.ERROR, code=ErrorCode.INTERNAL)]
@@ -111,16 +120,16 @@ class Handlers:
         options = command.options
         require(self._decide, caller.user, Act.WRITE, name)
         return UploadSpec(
-            upload_id=_hex(options.get("upload"), UPLOAD_ID_BYTES),
+            upload_id=parse_hex(options.get("upload"), UPLOAD_ID_BYTES),
             user=caller.user,
             name=name,
             size=parse_size(command.words[1].encode()),
             mtime_ns=parse_signed(options["mtime"].encode()) if "mtime" in options else None,
             executable=options.get("exec") == "1",
-            root=_hex(options["root"], DIGEST_BYTES) if "root" in options else None,
+            root=parse_hex(options["root"], DIGEST_BYTES) if "root" in options else None,
             precondition=Precondition(
                 if_absent=options.get("if-absent") == "1",
-                if_match=_hex(options["if-match"], DIGEST_BYTES) if "if-match" in options else None,
+                if_match=parse_hex(options["if-match"], DIGEST_BYTES) if "if-match" in options else None,
             ),
         )
 
@@ -128,7 +137,7 @@ class Handlers:
         self, caller: Caller, command: Command, record: UploadRecord | Published, resumable: bytes | None = None
     ) -> Reply:
         if isinstance(record, Published):
-            return Reply(command.id, ReplyKind.DONE, options=_published(record))
+            return Reply(command.id, ReplyKind.DONE, options=describe_published(record))
         spec = record.spec
         options = {
             "upload": spec.upload_id.hex(),
@@ -158,7 +167,7 @@ class Handlers:
         name = parse_name(command.words[0])
         size = parse_size(command.words[1].encode())
         require(self._decide, caller.user, Act.WRITE, name)
-        upload_id = _hex(command.options["resume"], UPLOAD_ID_BYTES)
+        upload_id = parse_hex(command.options["resume"], UPLOAD_ID_BYTES)
         known = self._desk.ledger.load(upload_id)
         if known is not None and (known.spec.name != name or known.spec.size != size):
             raise Refusal(ErrorCode.UPLOAD_UNKNOWN, "another name or size")
@@ -170,18 +179,28 @@ class Handlers:
         def on_done(outcome: Published | Refusal) -> None:
             if isinstance(outcome, Published):
                 get_log().info(f"[UPLOAD] Complete: {outcome.name} saved ({outcome.size} bytes)", peer=caller.peer)
-                on_reply(Reply(command.id, ReplyKind.DONE, options=_published(outcome)))
+                self._note(
+                    AuditEvent.UPLOAD,
+                    caller,
+                    outcome.name,
+                    size=outcome.size,
+                    root=outcome.root,
+                    seconds=time.monotonic() - began,
+                )
+                on_reply(Reply(command.id, ReplyKind.DONE, options=describe_published(outcome)))
             else:
-                on_reply(refuse(command, outcome))
+                on_reply(self._refused(caller, command, outcome))
+
+        began = time.monotonic()
 
         try:
-            upload_id = _hex(command.words[0], UPLOAD_ID_BYTES)
-            root = _hex(command.options.get("root"), DIGEST_BYTES)
+            upload_id = parse_hex(command.words[0], UPLOAD_ID_BYTES)
+            root = parse_hex(command.options.get("root"), DIGEST_BYTES)
             generation = parse_size(command.options.get("generation", "").encode())
             self._require_own(caller, upload_id)
             self._desk.commit(caller.user, upload_id, generation, root, on_done, on_progress)
         except (Refusal, ProtocolError) as error:
-            on_reply(refuse(command, error))
+            on_reply(self._refused(caller, command, error))
         except Exception:
             get_log().exception("[CONTROL] Internal error", peer=caller.peer, verb=command.verb.value)
             on_reply(Reply(command.id, ReplyKind.ERROR, code=ErrorCode.INTERNAL))
@@ -190,7 +209,7 @@ class Handlers:
         generation = command.options.get("generation")
         self._desk.abort(
             caller.user,
-            _hex(command.words[0], UPLOAD_ID_BYTES),
+            parse_hex(command.words[0], UPLOAD_ID_BYTES),
             None if generation is None else parse_size(generation.encode()),
         )
         return [Reply(command.id, ReplyKind.DONE)]
@@ -233,7 +252,7 @@ class Handlers:
         try:
             yield from self._list_in_turns(caller, command)
         except (Refusal, ProtocolError) as error:
-            yield [refuse(command, error)]
+            yield [self._refused(caller, command, error)]
         except Exception:
             get_log().exception("[CONTROL] Internal error", peer=caller.peer, verb=command.verb.value)
             yield [Reply(command.id, ReplyKind.ERROR, code=ErrorCode.INTERNAL)]
@@ -252,7 +271,9 @@ class Handlers:
             if page is None:
                 yield None
                 continue
-            replies = [Reply(command.id, ReplyKind.ENTRY, (entry.name,), _described(entry)) for entry in page.entries]
+            replies = [
+                Reply(command.id, ReplyKind.ENTRY, (entry.name,), describe_entry(entry)) for entry in page.entries
+            ]
             tail = {"count": str(len(page.entries)), "more": "1" if page.more else "0"}
             yield [*replies, Reply(command.id, ReplyKind.DONE, options=tail)]
 
@@ -267,13 +288,14 @@ class Handlers:
         entry = self._storage.stat(name)
         if not may_list and entry.kind != "d":
             raise Refusal(ErrorCode.DENIED, f"list by {caller.user}")
-        return [Reply(command.id, ReplyKind.OK, options=_described(entry))]
+        return [Reply(command.id, ReplyKind.OK, options=describe_entry(entry))]
 
     def _delete(self, caller: Caller, command: Command) -> Sequence[Reply]:
         match = command.options.get("if-match")
         name = self._name(caller, command, 0, Act.DELETE)
-        self._storage.delete(name, None if match is None else _hex(match, DIGEST_BYTES))
+        self._storage.delete(name, None if match is None else parse_hex(match, DIGEST_BYTES))
         get_log().info(f"[DELETE] {name}", peer=caller.peer)
+        self._note(AuditEvent.DELETE, caller, name)
         return [Reply(command.id, ReplyKind.DONE)]
 
     def _move(self, caller: Caller, command: Command) -> Sequence[Reply]:
@@ -283,6 +305,7 @@ class Handlers:
         self._require_tree(caller, source, target)
         self._storage.move(source, target, command.options.get("if-absent") == "1")
         get_log().info(f"[MOVE] {source} to {target}", peer=caller.peer)
+        self._note(AuditEvent.MOVE, caller, source, to=target)
         return [Reply(command.id, ReplyKind.DONE)]
 
     def _require_tree(self, caller: Caller, source: RemoteName, target: RemoteName) -> None:
@@ -294,13 +317,24 @@ class Handlers:
             raise Refusal(ErrorCode.DENIED, f"a directory moved by {caller.user}")
 
     def _make_directory(self, caller: Caller, command: Command) -> Sequence[Reply]:
-        self._storage.make_directory(self._name(caller, command, 0, Act.WRITE))
+        name = self._name(caller, command, 0, Act.WRITE)
+        self._storage.make_directory(name)
+        self._note(AuditEvent.MKDIR, caller, name)
         return [Reply(command.id, ReplyKind.DONE)]
 
     def _name(self, caller: Caller, command: Command, word: int, act: Act) -> RemoteName:
         name = parse_name(command.words[word])
         require(self._decide, caller.user, act, name)
         return name
+
+    def _note(self, event: AuditEvent, caller: Caller, file: str | None, **more: Any) -> None:
+        self._record(AuditEntry(event, caller.user, caller.peer, file, session=caller.session, **more))
+
+    def _refused(self, caller: Caller, command: Command, error: Refusal | ProtocolError) -> Reply:
+        if error.code in AUDITED_REFUSALS:
+            file = command.words[0] if command.words and command.verb in _NAMING else None
+            self._note(AuditEvent.REFUSAL, caller, file, outcome=error.code.value, what=command.verb.value)
+        return refuse(command, error)
 
     def _ticket(
         self, action: Action, caller: Caller, scope: bytes, size: int, generation: int = 0, *, secure: bool = False
@@ -310,54 +344,5 @@ class Handlers:
         return encode_ticket(self._keys.sign(ticket))
 
 
-def refuse(command: Command, error: Refusal | ProtocolError) -> Reply:
-    """The ``ERROR`` reply to a command."""
-    retry = error.retry_seconds if isinstance(error, Refusal) else None
-    return Reply(command.id, ReplyKind.ERROR, code=error.code, retry_seconds=retry)
-
-
-def _hex(word: str | None, size: int) -> bytes:
-    # bytes.fromhex alone would also take white space.
-    if word is None or len(word) != 2 * size or not word.isascii() or not word.isalnum():
-        raise Refusal(ErrorCode.BAD_REQUEST, "an id or digest of the wrong form")
-    try:
-        return bytes.fromhex(word)
-    except ValueError:
-        raise Refusal(ErrorCode.BAD_REQUEST, "an id or digest of the wrong form") from None
-
-
-def _accounted(user: str, ledger: Ledger) -> dict[str, str]:
-    usage = ledger.usage_of(user)
-    options = {
-        "user": user,
-        "bytes": str(usage.stored.size_bytes),
-        "files": str(usage.stored.files),
-        "reserved-bytes": str(usage.reserved_bytes),
-        "open-uploads": str(usage.open_uploads),
-    }
-    if usage.quota.max_bytes is not None:
-        options["max-bytes"] = str(usage.quota.max_bytes)
-    if usage.quota.max_files is not None:
-        options["max-files"] = str(usage.quota.max_files)
-    return options
-
-
-def _published(published: Published) -> dict[str, str]:
-    return {
-        "upload": published.upload_id.hex(),
-        "root": published.root.hex(),
-        "size": str(published.size),
-        "mtime": str(published.mtime_ns),
-    }
-
-
-def _described(entry: Entry) -> dict[str, str]:
-    options = {
-        "kind": entry.kind,
-        "size": str(entry.size),
-        "mtime": str(entry.mtime_ns),
-        "exec": "1" if entry.executable else "0",
-    }
-    if entry.root is not None:
-        options["root"] = entry.root.hex()
-    return options
+_NAMING = frozenset({Verb.UPLOAD, Verb.DOWNLOAD, Verb.LIST, Verb.STAT, Verb.DELETE, Verb.MOVE, Verb.MKDIR})
+"""The verbs whose first word is a name, and no ticket."""

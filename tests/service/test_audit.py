@@ -278,7 +278,7 @@ def test_a_full_disk_stops_nobody_and_what_found_no_room_is_told(
     log.close()
     rows = list(AuditReader(directory).rows())
     assert [row["size"] for row in rows if row["event"] == "upload"] == [*range(101), 999]
-    assert [row["size"] for row in rows if row["event"] == "gap"] == [50]
+    assert [row["left_out"] for row in rows if row["event"] == "gap"] == [50]
     assert "can be written again" in log_stream.getvalue()
 
 
@@ -337,7 +337,7 @@ def test_a_disk_that_hangs_stops_nobody_for_ever(
     gate.set()
     await_true(lambda: log.lost == 0, what="the gap")
     log.close()
-    assert [row["size"] for row in AuditReader(directory).rows()] == [*range(10), 50]
+    assert [row.get("size", row.get("left_out")) for row in AuditReader(directory).rows()] == [*range(10), 50]
 
 
 def test_a_disk_that_stays_full_does_not_stop_the_end(directory: Path, disk: Disk, log_stream: io.StringIO) -> None:
@@ -360,3 +360,23 @@ def test_a_symlink_in_place_of_the_log_is_not_followed(directory: Path) -> None:
     with pytest.raises(OSError, match="symbolic"):
         AuditLog(directory)
     assert not (directory.parent / "victim").exists()
+
+
+def test_strangers_cannot_wash_the_log_away(directory: Path) -> None:
+    now = 0.0
+    log = AuditLog(directory, clock=lambda: now)
+    for number in range(1000):
+        log.record(AuditEntry(AuditEvent.LOGIN, "alice", size=number, outcome="LoginFailed"))
+        log.record(upload(number))
+    now = 0.15
+    log.record(AuditEntry(AuditEvent.LOGIN, "alice", size=1000, outcome="LoginFailed"))
+    log.record(AuditEntry(AuditEvent.LOGIN, "alice", size=1001, outcome="LoginFailed"))
+    log.record(AuditEntry(AuditEvent.REFUSAL, "alice", outcome="Denied"))
+    log.close()
+    rows = list(AuditReader(directory).rows())
+    assert [row["size"] for row in rows if row["event"] == "upload"] == list(range(1000)), "what was done is all there"
+    logins = [row for row in rows if row["event"] == "login"]
+    assert [row["size"] for row in logins] == [*range(200), 1000]
+    assert logins[-1]["left_out"] == 800
+    assert [row["what"] for row in rows if row["event"] == "gap"] == ["login"]
+    assert sum(row["event"] == "refusal" for row in rows) == 1

@@ -308,7 +308,7 @@ class LocalStorage:
 
     def name_of(self, token: bytes) -> RemoteName:
         """See the contract."""
-        return RemoteName(Version.parse(token).name)
+        return Version.parse(token).name
 
     # names -----------------------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ import threading
 from typing import NamedTuple
 
 from twinport_protocol.errors import ErrorCode, Refusal, RemoteProtocolError
-from twinport_protocol.names import parse_name_bytes
+from twinport_protocol.names import RemoteName, parse_name_bytes
 from twinport_protocol.segments import DIGEST_BYTES, Layout, Manifest
 
 from .descriptors import LeastRecentlyUsed, SharedDescriptor
@@ -30,7 +30,7 @@ _TOKEN = struct.Struct(f"!QQQqq{DIGEST_BYTES}s")
 class Version(NamedTuple):
     """What a token says."""
 
-    name: str
+    name: RemoteName
     identity: Identity
     root: bytes
 
