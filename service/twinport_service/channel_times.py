@@ -27,9 +27,14 @@ class Patience:
         self.clock = clock
         self._started_at = self._moved_at = clock()
         self._moved_bytes = 0
+        self._was_working = False
 
     def deadline(self, *, attached: bool, working: bool) -> float:
-        """When it is over, if nothing moves until then."""
+        """When it is over, if nothing moves until then. To be asked again whenever ``working`` may have changed."""
+        if working and not self._was_working:  # its silence until now was that of the idle
+            self._moved_at = self.clock()
+            self._moved_bytes = 0
+        self._was_working = working
         if not attached:
             return self._started_at + self.times.attach_seconds
         return self._moved_at + (self.times.stall_seconds if working else self.times.idle_seconds)

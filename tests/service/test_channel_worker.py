@@ -9,7 +9,7 @@ import socket
 import termios
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -47,7 +47,7 @@ UPLOAD = b"u" * 16
 class Pair:
     """A worker in a thread, and the other end of its connection."""
 
-    def __init__(self, times: ChannelTimes) -> None:
+    def __init__(self, times: ChannelTimes, clock: Callable[[], float]) -> None:
         self.desk = UploadDesk(MemoryStorage(), MemoryLedger())
         self.desk.open_small(UploadSpec(UPLOAD, "anonymous", parse_name("x"), 100))
         self.client, server = socket.socketpair()
@@ -60,6 +60,7 @@ class Pair:
             lambda wake: ChannelSession(self.desk, KEYS, Limits(), wake),
             self.pool,
             times,
+            clock,
         )
         self.thread = threading.Thread(target=self.worker.run)
         self.thread.start()
@@ -92,9 +93,12 @@ class Pair:
 
 
 @contextmanager
-def pair(times: ChannelTimes = ChannelTimes()) -> Iterator[Pair]:  # noqa: B008 (frozen, so one default serves all)
+def pair(
+    times: ChannelTimes = ChannelTimes(),  # noqa: B008 (frozen, so one default serves all)
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[Pair]:
     """A running pair."""
-    running = Pair(times)
+    running = Pair(times, clock)
     try:
         yield running
     finally:
@@ -180,3 +184,22 @@ def test_a_worker_that_is_aborted_ends_and_can_be_woken_all_the_same() -> None:
         running.worker.drain()
         running.worker.abort()
         assert len(set(os.listdir("/proc/self/fd"))) < len(before)
+
+
+def test_an_idle_channel_that_goes_to_work_again_has_its_whole_time_for_the_first_piece() -> None:
+    moment = [0.0]
+    with pair(ChannelTimes(stall_seconds=30, idle_seconds=300), clock=lambda: moment[0]) as running:
+        await_true(lambda: running.worker.attached and running.worker._buffer is None)  # and at rest
+        moment[0] = 200.0
+        running.client.sendall(Header(FrameType.PUT, 0, 0, 1, 0, 0, 100).encode() + b"less than a frame")
+        await_true(lambda: not running.worker.session.at_boundary)
+        await_true(lambda: running.worker._buffer is None)  # it has looked at its clock since
+        moment[0] = 229.0
+        running.client.sendall(bytes(100 - len(b"less than a frame")))
+        assert running.frame().type == FrameType.ACK
+        running.client.sendall(Header(FrameType.PUT, 0, 0, 1, 0, 0, 100).encode())
+        await_true(lambda: not running.worker.session.at_boundary)
+        await_true(lambda: running.worker._buffer is None)
+        moment[0] = 300.0
+        running.worker.wake()
+        assert running.client.recv(1) == b"", "in mid work it has that time and no more"
