@@ -205,7 +205,7 @@ class AccountDatabase:
             self._change(name, "UPDATE users SET password_hash = ? WHERE name = ?", (password_hash, name))
         else:
             statement = "UPDATE users SET password_hash = ? WHERE name = ? AND password_hash = ?"
-            self._change(name, statement, (password_hash, name, only_if))
+            self._change(name, statement, (password_hash, name, only_if), "another password by now")
 
     def set_disabled(self, name: str, is_disabled: bool) -> None:
         """Disable or enable an account. ``AccountError``."""
@@ -253,10 +253,11 @@ class AccountDatabase:
         acts = ",".join(sorted(act.value for act in grant.acts))
         self._database.execute("INSERT OR REPLACE INTO grants VALUES (?, ?, ?)", (name, grant.pattern, acts))
 
-    def _change(self, name: str, statement: str, values: tuple[object, ...], missing: str = "") -> None:
+    def _change(self, name: str, statement: str, values: tuple[object, ...], missing: str = "not changed") -> None:
         with self._writing():
             if self._database.execute(statement, values).rowcount != 1:
-                raise AccountError(f"account {name!r}: {missing}" if missing else f"there is no account {name!r}")
+                known = self._database.execute("SELECT 1 FROM users WHERE name = ?", (name,)).fetchone()
+                raise AccountError(f"account {name!r}: {missing}" if known else f"there is no account {name!r}")
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
