@@ -1,0 +1,114 @@
+"""Who may shake hands now, who waits, and who gives way."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+
+from twinport_service.turnstile import Turnstile
+
+
+class Guest:
+    """Somebody who wants in, and what became of it."""
+
+    def __init__(self, stile: Turnstile, seconds: float = 60.0, *, at_once: bool = False) -> None:
+        self.state = "waits"
+        self._at_once = at_once
+        self.leave: Callable[[], None] = lambda: None
+        stile.enter(self._begin, self._refuse, asyncio.get_running_loop().time() + seconds)
+
+    def _begin(self, leave: Callable[[], None]) -> Callable[[], None]:
+        self.state = "inside"
+        self.leave = leave
+        if self._at_once:
+            self.state = "left"
+            leave()
+        return self._give_way
+
+    def _refuse(self) -> None:
+        self.state = "refused"
+
+    def _give_way(self) -> None:
+        self.state = "gave way"
+        self.leave()
+
+
+def run(scenario: Coroutine[None, None, None]) -> None:
+    """Within a bound, so that a guest who is forgotten fails the test."""
+    asyncio.run(asyncio.wait_for(scenario, 10))
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the loop run until it holds."""
+    while not condition():  # noqa: ASYNC110 (a guest has no event to wait for)
+        await asyncio.sleep(0.001)
+
+
+def test_places_are_taken_in_order_and_passed_on() -> None:
+    async def scenario() -> None:
+        stile = Turnstile(at_once=2, waiting=10, hold_seconds=60)
+        guests = [Guest(stile) for _ in range(4)]
+        assert [guest.state for guest in guests] == ["inside", "inside", "waits", "waits"]
+        assert (stile.inside, stile.waiting) == (2, 2)
+        guests[1].leave()
+        guests[1].leave()  # once more is no place more
+        assert [guest.state for guest in guests] == ["inside", "inside", "inside", "waits"]
+        guests[0].leave()
+        guests[2].leave()
+        guests[3].leave()
+        assert (stile.inside, stile.waiting) == (0, 0)
+
+    run(scenario())
+
+
+def test_past_the_queue_one_is_refused_at_once() -> None:
+    async def scenario() -> None:
+        stile = Turnstile(at_once=1, waiting=2, hold_seconds=60)
+        guests = [Guest(stile) for _ in range(4)]
+        assert [guest.state for guest in guests] == ["inside", "waits", "waits", "refused"]
+        stile.close()
+        assert [guest.state for guest in guests] == ["inside", "refused", "refused", "refused"]
+
+    run(scenario())
+
+
+def test_who_gets_nowhere_gives_way_to_who_waits_the_oldest_first() -> None:
+    async def scenario() -> None:
+        stile = Turnstile(at_once=2, waiting=10, hold_seconds=0.05)
+        first, second = Guest(stile), Guest(stile)
+        await asyncio.sleep(0.06)
+        assert first.state == second.state == "inside", "nobody waits, so nobody is in the way"
+        third = Guest(stile)
+        assert (first.state, second.state, third.state) == ("gave way", "inside", "inside")
+        fourth, fifth = Guest(stile), Guest(stile)
+        assert (second.state, third.state, fourth.state, fifth.state) == ("gave way", "inside", "inside", "waits")
+        began = asyncio.get_running_loop().time()
+        await until(lambda: fifth.state == "inside")
+        assert asyncio.get_running_loop().time() - began > 0.02, "each has its moment"
+        assert third.state == "gave way"
+        assert stile.inside == 2
+
+    run(scenario())
+
+
+def test_a_turn_that_does_not_come_in_time_is_refused() -> None:
+    async def scenario() -> None:
+        stile = Turnstile(at_once=1, waiting=10, hold_seconds=60)
+        inside, late = Guest(stile), Guest(stile, 0.02)
+        await until(lambda: late.state == "refused")
+        assert inside.state == "inside"
+        assert stile.waiting == 0
+
+    run(scenario())
+
+
+def test_many_that_end_as_soon_as_they_begin_do_not_pile_up() -> None:
+    async def scenario() -> None:
+        stile = Turnstile(at_once=1, waiting=5000, hold_seconds=60)
+        holder = Guest(stile)
+        guests = [Guest(stile, at_once=True) for _ in range(3000)]
+        holder.leave()
+        assert {guest.state for guest in guests} == {"left"}
+        assert (stile.inside, stile.waiting) == (0, 0)
+
+    run(scenario())
