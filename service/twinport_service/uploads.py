@@ -50,7 +50,7 @@ class UploadDesk:
         For a process that has ledger and storage to itself: a commit that the ledger says is under way is taken for
         one that died with the last process. Nodes that share them must leave each other's alone."""
         records = {record.spec.upload_id: record for record in self.ledger.open_uploads()}
-        kept = set(self.storage.start(records.keys()))
+        kept = set(self.storage.start({upload_id: record.spec.size for upload_id, record in records.items()}))
         for upload_id, record in records.items():
             if upload_id not in kept:
                 self.ledger.finish(upload_id)

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -147,7 +147,7 @@ class RemoteStorage(_Remote):
         super().__init__(store, "storage")
         self._waiters = ThreadPoolExecutor(8, thread_name_prefix="remote-commit")
 
-    def start(self, live_uploads: Collection[bytes]) -> Collection[bytes]:
+    def start(self, live_uploads: Mapping[bytes, int]) -> Collection[bytes]:
         """The store knows what it holds; a node that starts has nothing to recover."""
         return set(live_uploads)
 

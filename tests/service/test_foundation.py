@@ -12,7 +12,7 @@ from twinport_service.foundation import FoundationError, open_foundation
 def close(root: Path, **changes: bool) -> None:
     """Open and close a root."""
     foundation = open_foundation(Settings(root=root, **changes))  # type: ignore[arg-type]
-    foundation.storage.start(())
+    foundation.storage.start({})
     foundation.ledger.close()
     foundation.storage.close()
 
@@ -33,7 +33,7 @@ def test_a_root_is_served_by_one_server(tmp_path: Path) -> None:
         with pytest.raises(FoundationError, match="another"):
             open_foundation(Settings(root=tmp_path))
     finally:
-        first.storage.start(())
+        first.storage.start({})
         first.ledger.close()
         first.storage.close()
 

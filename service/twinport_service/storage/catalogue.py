@@ -282,6 +282,17 @@ class Catalogue:
             query = "SELECT 1 FROM publications WHERE upload = ?"
             return {upload for upload in upload_ids if self._reader.execute(query, (upload,)).fetchone() is not None}
 
+    @property
+    def last_id(self) -> int:
+        """The id of the newest row."""
+        return self._last_id
+
+    def has_newer_below(self, path: str, row_id: int) -> bool:
+        """Whether a row after that one speaks of a file below a directory."""
+        with self._read_lock:  # the few newest rows, and not all below the path
+            query = "SELECT 1 FROM publications WHERE id > ? AND +path > ? AND +path < ? LIMIT 1"
+            return self._reader.execute(query, (row_id, *_range_below(path))).fetchone() is not None
+
     # owners ----------------------------------------------------------------------------------------------------------
 
     def stored(self) -> Mapping[str, Stored]:

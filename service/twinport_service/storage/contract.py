@@ -14,7 +14,7 @@ whose bytes are all in hand, ``commit_small`` alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -136,11 +136,11 @@ class Storage(Protocol):
     flush), ``Denied`` (something stands under the name that is neither a file nor a directory of this storage).
     """
 
-    def start(self, live_uploads: Collection[bytes]) -> Collection[bytes]:
+    def start(self, live_uploads: Mapping[bytes, int]) -> Collection[bytes]:
         """Recover from whatever the last run left; once, before any other call.
 
-        Drops staging of uploads not in ``live_uploads``; returns those of them whose staging is really here, so that
-        the caller forgets the rest."""
+        Drops staging of uploads not in ``live_uploads``, which gives their sizes, and staging that was not made whole;
+        returns those of them whose staging is really here, so that the caller forgets the rest."""
 
     def close(self) -> None:
         """Finish the commits under way, release everything."""
@@ -226,7 +226,8 @@ class Storage(Protocol):
 
     def move(self, source: RemoteName, target: RemoteName, if_absent: bool = False) -> None:
         """Rename a file, replacing a target file, or a directory, where the target is free; durably. Missing parents
-        of the target are made. Onto itself: nothing to do. ``FileNotFound``, ``Exists``, ``NameConflict``."""
+        of the target are made. Onto itself: nothing to do. ``FileNotFound``, ``Exists``, ``NameConflict``;
+        ``InvalidName`` when a name in the directory would become too long, ``Busy`` while new ones keep coming."""
 
     def make_directory(self, name: RemoteName) -> None:
         """Make a directory and its parents, durably; harmless when there. ``NameConflict``."""

@@ -22,7 +22,7 @@ import os
 import sqlite3
 import stat
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,7 +177,7 @@ class LocalStorage:
 
     # opening ---------------------------------------------------------------------------------------------------------
 
-    def start(self, live_uploads: Collection[bytes]) -> Collection[bytes]:
+    def start(self, live_uploads: Mapping[bytes, int]) -> Collection[bytes]:
         """See the contract. ``StorageError`` when the disk fails already now."""
         try:
             self._resolve_pending()

@@ -11,11 +11,11 @@ import bisect
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from twinport_protocol.errors import ErrorCode, Refusal
-from twinport_protocol.names import RemoteName
+from twinport_protocol.names import MAX_NAME_BYTES, RemoteName
 from twinport_protocol.segments import Manifest
 
 from twinport_service.usage import Owned, Stored, UsageBook, UsageKeeper
@@ -100,11 +100,12 @@ class MemoryStorage:
         self._serial = 0
         self._held_bytes = 0
 
-    def start(self, live_uploads: Collection[bytes]) -> Collection[bytes]:
+    def start(self, live_uploads: Mapping[bytes, int]) -> Collection[bytes]:
         """See the contract."""
         with self._lock:
-            for upload_id in [key for key in self._stagings if key not in live_uploads]:
-                self.abort(upload_id)
+            for upload_id, staging in list(self._stagings.items()):
+                if live_uploads.get(upload_id) != staging.spec.size:
+                    self.abort(upload_id)
             stored: dict[str, Stored] = {}
             for version in self._files.values():
                 size_bytes, files = stored.get(version.user, Stored(0, 0))
@@ -347,6 +348,9 @@ class MemoryStorage:
                 return
             if (is_file and target in self._directories) or target.startswith(source + "/"):
                 raise Refusal(ErrorCode.NAME_CONFLICT)
+            for name in (*self._files, *self._directories):
+                if name.startswith(source + "/") and len((target + name[len(source) :]).encode()) > MAX_NAME_BYTES:
+                    raise Refusal(ErrorCode.INVALID_NAME, "a name in the directory would become too long")
             self._make_parents(target)
             replaced = self._files.get(target)
             if is_file and replaced is not None:

@@ -10,6 +10,8 @@ import errno
 import sqlite3
 import stat
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from twinport_protocol.errors import ErrorCode, Refusal
 
@@ -21,6 +23,8 @@ from .disk_door import DiskDoor
 from .manifests import Manifests
 from .tree import Identity, OpenDirectories, Tree, check_plain, split
 from .troubles import Health, refusal_of, refusal_of_database
+
+_WALKS = 4
 
 
 class Naming:
@@ -43,6 +47,8 @@ class Naming:
         self._lock = lock
         self._health = health
         self._usage = usage
+        self._serial = 0
+        """Counts what gives or may give a directory new names, but for publications: those the catalogue knows."""
 
     def matching(self, name: str, root: bytes) -> Identity:
         """The identity of the current version, if its root is ``root``; ``Changed`` otherwise. May take as long as
@@ -121,9 +127,10 @@ class Naming:
             return
         if target.startswith(source + "/"):
             raise Refusal(ErrorCode.NAME_CONFLICT, "a directory into itself" if is_directory else "beneath a file")
+        growth_bytes = len(target.encode()) - len(source.encode()) if is_directory else 0
         with OpenDirectories(self._door, self._tree) as directories:
             try:
-                with self._lock:
+                with self._names_checked(source, growth_bytes):
                     self._rename(source, target, directories, is_new=if_absent or is_directory)
             except OSError as error:
                 raise refusal_of(error) from None
@@ -132,6 +139,25 @@ class Naming:
                 if refusal_of_database(error).code is not ErrorCode.DISK_FULL:
                     self._health.fail("writing the catalogue", error)
             self._flush(directories)
+
+    @contextmanager
+    def _names_checked(self, directory: str, growth_bytes: int) -> Iterator[None]:
+        """Holds the publication lock, with room for the growth of all names below a directory; ``InvalidName``.
+
+        A walk may take long and must not hold up publications, so it comes first, and is repeated if new names have
+        come meanwhile."""
+        for _ in range(_WALKS):
+            serial, row_id = self._serial, self._catalogue.last_id
+            if growth_bytes > 0 and not self._tree.has_room_for_names(directory, growth_bytes):
+                raise Refusal(ErrorCode.INVALID_NAME, "a name in the directory would become too long")
+            with self._lock:
+                if growth_bytes <= 0 or (
+                    serial == self._serial and not self._catalogue.has_newer_below(directory, row_id)
+                ):
+                    self._serial += 1
+                    yield
+                    return
+        raise Refusal(ErrorCode.BUSY, "new names keep coming into the directory", retry_seconds=1)
 
     def _rename(self, source: str, target: str, directories: OpenDirectories, *, is_new: bool) -> None:
         source_parent, source_leaf = split(source)
@@ -176,6 +202,7 @@ class Naming:
         with OpenDirectories(self._door, self._tree) as directories:
             try:
                 with self._lock:
+                    self._serial += 1
                     directories.make(name)
             except OSError as error:
                 raise refusal_of(error) from None

@@ -15,7 +15,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -72,14 +72,19 @@ class Staging:
         while self._directories:
             self._door.drop(self._directories.pop())
 
-    def recover(self, live_uploads: Collection[bytes]) -> set[bytes]:
-        """Remove what belongs to no live upload; the ids of those whose file is here."""
+    def recover(self, live_uploads: Mapping[bytes, int]) -> set[bytes]:
+        """Remove what belongs to no live upload; the ids of those whose file is here. One of another size than its
+        upload's goes too: a crash came between its making and its allocation."""
         live = {upload_id.hex(): upload_id for upload_id in live_uploads}
         kept: set[bytes] = set()
         for directory in self._directories:
             for name, _ in list(self._door.scan(directory)):
                 upload_id = live.get(name)
-                if upload_id is not None and self.locate(upload_id)[0] == directory:
+                if (
+                    upload_id is not None
+                    and self.locate(upload_id)[0] == directory
+                    and self._door.stat_at(directory, name).st_size == live_uploads[upload_id]
+                ):
                     kept.add(upload_id)
                 else:
                     self._door.unlink(directory, name)
@@ -144,7 +149,10 @@ class Staging:
         """Read bytes of a segment back, not beyond its end. ``UploadUnknown``, ``StorageFault``."""
         staged = self.acquire(upload_id)
         try:
-            room = max(0, Layout.of(staged.size).length(segment) - offset)
+            layout = Layout.of(staged.size)
+            if segment >= layout.count:  # somebody has cut the file short
+                raise Refusal(ErrorCode.UPLOAD_UNKNOWN, f"{staged.size} bytes are staged")
+            room = max(0, layout.length(segment) - offset)
             view = memoryview(buffer).cast("B")[:room]
             return read_all(self._door, staged.descriptor.fd, view, segment * staged.segment_bytes + offset)
         except OSError as error:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from twinport_protocol.errors import ErrorCode, Refusal
+from twinport_protocol.names import MAX_NAME_BYTES
 
 from .disk_door import O_PATH, DiskDoor
 from .troubles import refusal_of
@@ -107,6 +108,29 @@ class Tree:
             self._door.drop(descriptor)
             raise
         return descriptor, Identity.of(facts), facts.st_mode
+
+    def has_room_for_names(self, directory: str, growth_bytes: int) -> bool:
+        """Whether each name below ``directory`` stays a name when it grows by that much. What is no name already, for
+        its length or its bytes, does not count. Walks all that is there, a directory at a time."""
+        waiting = [directory]
+        while waiting:
+            path = waiting.pop()
+            try:
+                with self.directory(path) as descriptor:
+                    for leaf, kind in self._door.scan(descriptor):
+                        try:
+                            length = len(path.encode()) + 1 + len(leaf.encode())
+                        except UnicodeEncodeError:
+                            continue
+                        if kind == "-" or length > MAX_NAME_BYTES:
+                            continue
+                        if length + growth_bytes > MAX_NAME_BYTES:
+                            return False
+                        if kind == "d":
+                            waiting.append(f"{path}/{leaf}")
+            except (FileNotFoundError, NotADirectoryError, PermissionError):
+                continue  # gone meanwhile, or nobody gets to see what is in it
+        return True
 
 
 class OpenDirectories:

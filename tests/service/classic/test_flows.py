@@ -329,7 +329,7 @@ def test_a_downloader_that_does_not_read_is_cut_too(server: RunningPlane) -> Non
 def test_uploads_of_an_earlier_run_are_forgotten(root: Path) -> None:
     ledger = MemoryLedger()
     storage = LocalStorage(root)
-    storage.start(())
+    storage.start({})
     desk = UploadDesk(storage, ledger)
     classic = open_upload(desk, parse_name("a"), 1_000_000)
     other = UploadSpec(bytes(16), "anonymous", parse_name("b"), 1_000_000)

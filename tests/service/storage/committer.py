@@ -88,7 +88,7 @@ def commit_for_ever(storage: LocalStorage, serial: int) -> None:
 def judge(root: Path, acknowledged: set[int]) -> int:
     """Start a storage on what is left, compare it with what was acknowledged; the first serial never used."""
     storage = LocalStorage(root, limits=LIMITS)
-    storage.start(())
+    storage.start({})
     try:
         newest = max(acknowledged, default=0)
         latest: dict[str, int] = {}
@@ -140,7 +140,7 @@ def open_with_faulty_door(root: Path) -> tuple[LocalStorage, Any]:
 def commit(root: Path, first: int, kill_at: int | None = None) -> None:
     """Start and commit until death."""
     storage, door = open_with_faulty_door(root)
-    storage.start(())
+    storage.start({})
     os.write(1, b"ready\n")
     if kill_at is not None:
         door.kill_at(kill_at)

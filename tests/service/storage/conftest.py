@@ -159,7 +159,7 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path, shm_path: Path) -> I
         made = MemoryStorage()
     else:
         made = LocalStorage((shm_path if request.param == "tmpfs" else tmp_path) / "root")
-    made.start(())
+    made.start({})
     try:
         yield made
     finally:
@@ -174,10 +174,10 @@ def open_local() -> Iterator[OpenLocal]:
     """Opens local storages, started unless told otherwise, and closes those that are still open in the end."""
     opened: list[LocalStorage] = []
 
-    def open_one(root: Path, *arguments: object, live: tuple[bytes, ...] = (), **options: object) -> LocalStorage:
+    def open_one(root: Path, *arguments: object, **options: object) -> LocalStorage:
         made = LocalStorage(root, *arguments, **options)  # type: ignore[arg-type]
         opened.append(made)
-        made.start(live)
+        made.start({})
         return made
 
     yield open_one

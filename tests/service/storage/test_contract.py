@@ -426,6 +426,22 @@ def test_move_of_a_directory(storage: Storage) -> None:
     assert get(storage, "to/here/x/file")[1] == b"x"
 
 
+def test_move_of_a_directory_makes_no_name_too_long(storage: Storage) -> None:
+    parts = ["d" * 200, "é" * 100, "f" * 200]
+    put(storage, "/".join(parts))
+    storage.make_directory(parse_name("empty/" + "g" * 250 + "/" + "h" * 250))
+    fits, too_long = "t" * 200 + "/" + "t" * 200 + "/" + "t" * 96, "t" * 200 + "/" + "t" * 200 + "/" + "t" * 97
+    with refused(ErrorCode.INVALID_NAME):
+        storage.move(parse_name(parts[0]), parse_name(too_long))
+    with refused(ErrorCode.INVALID_NAME):
+        storage.move(parse_name("empty"), parse_name("t" * 200 + "/" + "t" * 198))
+    storage.move(parse_name(parts[0]), parse_name(fits))
+    assert get(storage, "/".join([fits, *parts[1:]]))[1] == b""
+    assert len(fits.encode()) + len("/".join(["", *parts[1:]]).encode()) == 900
+    keys = [entry.key for entry in list_all(storage)]
+    assert keys == ["empty/" + "g" * 250 + "/" + "h" * 250 + "/", "/".join([fits, *parts[1:]])]
+
+
 def test_list_of_one_level_and_of_all(storage: Storage) -> None:
     for name in ("b", "a/x", "a-", "a.b", "a0", "a/y/z", "ä", "z/1/2/3"):
         put(storage, name, b"-")

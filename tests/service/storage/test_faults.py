@@ -346,7 +346,7 @@ def small_disk(shm_path: Path) -> Iterator[Path]:
 
 def test_real_disk_without_room(small_disk: Path) -> None:
     storage = LocalStorage(small_disk / "root", limits=Limits(staging_directories=4))
-    storage.start(())
+    storage.start({})
     try:
         with refused(ErrorCode.DISK_FULL):
             storage.begin(make_spec("large", 13 * MIB))
@@ -372,7 +372,7 @@ def test_real_disk_without_room(small_disk: Path) -> None:
 def test_room_is_promised_once(small_disk: Path) -> None:
     """A tmpfs allocates nothing beforehand: what is under way is counted, until it is written or given up."""
     storage = LocalStorage(small_disk / "root", limits=Limits(staging_directories=4))
-    storage.start(())
+    storage.start({})
     try:
         first, second, third = (make_spec(name, 5 * MIB) for name in ("first", "second", "third"))
         storage.begin(first)
@@ -390,7 +390,7 @@ def test_room_is_promised_once(small_disk: Path) -> None:
 
 def test_real_disk_without_inodes(small_disk: Path) -> None:
     storage = LocalStorage(small_disk / "root", limits=Limits(staging_directories=4))
-    storage.start(())
+    storage.start({})
     try:
         outcome: Published | Refusal | None = None
         count = 0

@@ -28,6 +28,7 @@ from twinport_service.storage.local import (
     StorageMissing,
     StorageUnknown,
 )
+from twinport_service.storage.tree import Tree
 
 from .conftest import (
     OpenLocal,
@@ -174,7 +175,7 @@ def test_staging_of_live_uploads_survives_and_can_be_gone_on_with(shm_path: Path
     unknown = b"u" * 16
     storage = LocalStorage(shm_path / "root")
     try:
-        assert set(storage.start([kept.upload_id, unknown])) == {kept.upload_id}
+        assert set(storage.start({kept.upload_id: len(LARGE), unknown: 1})) == {kept.upload_id}
         buffer = bytearray(SEGMENT)
         assert storage.read_staged(kept.upload_id, 0, 0, buffer) == SEGMENT
         assert buffer == LARGE[:SEGMENT]
@@ -188,6 +189,35 @@ def test_staging_of_live_uploads_survives_and_can_be_gone_on_with(shm_path: Path
             storage.put_piece(dropped.upload_id, 1, 0, 0, b"x")
     finally:
         storage.close()
+
+
+@pytest.mark.parametrize("size", [0, SEGMENT])
+def test_staging_that_was_not_made_whole_is_dropped(shm_path: Path, open_local: OpenLocal, size: int) -> None:
+    storage = open_local(shm_path / "root")
+    spec = make_spec("x", len(LARGE))
+    storage.begin(spec)
+    storage.close()
+    (staged,) = (path for path in (shm_path / "root/.twinport/staging").rglob("*") if path.is_file())
+    os.truncate(staged, size)  # as a crash between making and allocating leaves it
+    storage = LocalStorage(shm_path / "root")
+    try:
+        assert set(storage.start({spec.upload_id: spec.size})) == set()
+        assert not staged.exists()
+        storage.begin(spec)
+        assert storage.read_staged(spec.upload_id, 1, 0, bytearray(9)) == 9
+    finally:
+        storage.close()
+
+
+def test_staging_that_is_cut_short_by_others_is_not_known(shm_path: Path, open_local: OpenLocal) -> None:
+    storage = open_local(shm_path / "root", limits=Limits(open_stagings=1))
+    first, second = make_spec("x", len(LARGE)), make_spec("y", 1)
+    storage.begin(first)
+    (staged,) = (path for path in (shm_path / "root/.twinport/staging").rglob("*") if path.is_file())
+    os.truncate(staged, 0)
+    storage.begin(second)  # takes the only place among the open ones
+    with refused(ErrorCode.UPLOAD_UNKNOWN):
+        storage.read_staged(first.upload_id, 1, 0, bytearray(9))
 
 
 def test_finished_uploads_and_manifests_survive_a_restart(shm_path: Path, open_local: OpenLocal) -> None:
@@ -736,3 +766,26 @@ def test_listing_while_many_write(shm_path: Path, open_local: OpenLocal) -> None
         stop.set()
         for writer in writers:
             writer.join()
+
+
+def test_a_file_that_comes_during_the_walk_of_a_move_is_not_overlooked(
+    shm_path: Path, open_local: OpenLocal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = open_local(shm_path / "root")
+    put(storage, "from/short")
+    walk, walks = Tree.has_room_for_names, []
+
+    def walk_and_publish(tree: Tree, directory: str, growth_bytes: int) -> bool:
+        fits = walk(tree, directory, growth_bytes)
+        walks.append(fits)
+        if len(walks) == 1:
+            put(storage, "from/" + "/".join(["x" * 200] * 4))
+        return fits
+
+    monkeypatch.setattr(Tree, "has_room_for_names", walk_and_publish)
+    with refused(ErrorCode.INVALID_NAME):
+        storage.move(parse_name("from"), parse_name("t" * 200))
+    assert walks == [True, False]
+    storage.move(parse_name("from"), parse_name("to"))
+    assert len(walks) == 2, "no name grows"
+    assert len(list_all(storage)) == 2

@@ -32,7 +32,7 @@ def storage(request: pytest.FixtureRequest, shm_path: Path, book: UsageBook) -> 
     """Each implementation, telling ``book``."""
     made: Storage
     made = MemoryStorage(usage=book) if request.param == "memory" else LocalStorage(shm_path / "root", usage=book)
-    made.start(())
+    made.start({})
     try:
         yield made
     finally:
@@ -161,7 +161,7 @@ def reopen(shm_path: Path) -> Iterator[OpenCounted]:
             opened.pop().close()
         book = UsageBook()
         opened.append(LocalStorage(shm_path / "root", usage=book))
-        opened[0].start(())
+        opened[0].start({})
         return opened[0], book
 
     yield open_one
