@@ -37,7 +37,7 @@ class ConfigFile:
         try:
             with open(self.path, "rb") as file:
                 data = file.read(MAX_FILE_BYTES + 1)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):  # a home like /dev/null has no settings
             return {}
         except OSError as error:
             raise local_failure(f"cannot read {self.path}", error) from None

@@ -175,7 +175,7 @@ def test_help_and_version_are_quick_and_complete(run: Run) -> None:
         done = run("--help")
         best = min(best, time.perf_counter() - start)
     assert done.returncode == 0
-    for command in ("put", "get", "ls", "stat", "rm", "mv", "mkdir", "verify"):
+    for command in ("put", "get", "ls", "stat", "rm", "mv", "mkdir", "verify", "login", "logout", "whoami", "quota"):
         assert f"\n  {command} " in done.stdout
         shown = run(command, "--help")
         assert shown.returncode == 0
@@ -191,6 +191,16 @@ def test_importing_and_helping_load_neither_asyncio_nor_tls_nor_the_hash() -> No
         "print([name for name in ('asyncio', 'ssl', 'blake3', 'twinport.client', 'ctypes') if name in sys.modules])"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "[]\n"
+
+
+def test_plaintext_pays_neither_for_tls_nor_for_keys(shared_server: ServerProcess) -> None:
+    code = (
+        "import sys\nfrom twinport.cli import run\n"
+        f"assert run(['--host', '{shared_server.host}', 'stat', 'no/such/file']) == 3\n"
+        "print([name for name in ('ssl', 'cryptography', 'asyncio', 'keyring') if name in sys.modules])"
+    )
+    words = [sys.executable, "-c", code]
+    assert subprocess.check_output(words, text=True, stderr=subprocess.DEVNULL) == "[]\n"
 
 
 def test_the_library_names_its_parts_and_nothing_else() -> None:
