@@ -124,8 +124,7 @@ async def _serve(settings: Settings) -> None:
     try:
         server = Server(settings, foundation)
     except ConfigError:
-        foundation.storage.close()
-        foundation.ledger.close()
+        foundation.close()
         raise
     await server.start()
     server.catch_signals()

@@ -69,6 +69,26 @@ class Settings:
     max_sessions: int = _setting(10_000, "Control connections in all.", least=1)
     max_channels: int = _setting(1024, "Data connections in all, one thread each.", least=1)
     max_unattached: int = _setting(64, "Data connections that have not shown a good ticket yet.", least=1)
+    max_sessions_per_address: int = _setting(
+        512, "Control connections of one IPv4 address or IPv6 /64; loopback has no such bound.", least=1
+    )
+    max_sessions_per_user: int = _setting(256, "Control connections of one user who has logged in.", least=1)
+    max_unauthenticated: int = _setting(
+        512, "Control connections that have not logged in where they must; from half of it on some give way.", least=1
+    )
+    max_channels_per_address: int = _setting(
+        256, "Data connections of one IPv4 address or IPv6 /64; loopback has no such bound.", least=1
+    )
+    max_channels_per_user: int = _setting(128, "Data connections of one user who has logged in.", least=1)
+    limit_loopback: bool = _setting(
+        False, "Let the bounds for an address hold for loopback addresses too, behind which tunnels and proxies stand."
+    )
+    max_bytes_per_second: int = _setting(0, "Bytes per second of all transfers together; 0 is no bound.", least=0)
+    max_bytes_per_second_per_user: int = _setting(
+        0, "Bytes per second of one user's transfers together; 0 is no bound.", least=0
+    )
+    audit_max_bytes: int = _setting(64 * 1024 * 1024, "The size at which the audit log is rotated.", least=1)
+    audit_keep: int = _setting(8, "Rotated audit logs that are kept.", least=1)
     max_file_bytes: int = _setting(2**63 - 1, "The largest file that is accepted, in bytes.", least=0)
     max_open_uploads: int = _setting(100_000, "Unfinished uploads of one user.", least=1)
     max_reserved_bytes_per_user: int = _setting(2**63 - 1, "What they may hold together, in bytes.", least=0)

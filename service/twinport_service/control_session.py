@@ -22,6 +22,7 @@ from .access import ANONYMOUS
 from .accounts.authenticator import Authenticator, LoggedIn
 from .commit_watch import CommitWatch
 from .handlers import Caller, Handlers
+from .limits import BUSY_SOON_SECONDS, Admission
 from .log import get_log
 from .login_gate import LoginGate
 from .replies import refuse
@@ -64,12 +65,31 @@ class ControlSession(asyncio.Protocol):
     ``certificate_sha256`` is the hash of the certificate that the client was shown; None on a plaintext connection."""
 
     __slots__ = (
-        "_caller", "_certificate_sha256", "_closing", "_gate", "_jobs", "_listing", "_login_deadline",
-        "_more_to_come", "_peer", "_queue", "_reading", "_services", "_transport", "_wire", "_writable", "deadline",
+        "_caller",
+        "_certificate_sha256",
+        "_closing",
+        "_gate",
+        "_jobs",
+        "_listing",
+        "_login_deadline",
+        "_more_to_come",
+        "_peer",
+        "_queue",
+        "_reading",
+        "_services",
+        "_transport",
+        "_wire",
+        "_writable",
+        "admission",
+        "deadline",
         "loop",
+        "number",
     )  # fmt: skip
 
     def __init__(self, services: ControlServices, certificate_sha256: bytes | None = None) -> None:
+        self.admission: Admission | None = None
+        """Its place among the sessions; given back when the connection is gone."""
+        self.number = 0
         self._services = services
         self._certificate_sha256 = certificate_sha256
         self._wire = ControlServer(services.limits)
@@ -84,7 +104,7 @@ class ControlSession(asyncio.Protocol):
         self._reading = True
         self._writable = True
         self._closing = False
-        self._gate = LoginGate(services.authenticator, certificate_sha256, None)
+        self._gate = LoginGate(services.authenticator, certificate_sha256, None, None)
         self.deadline = self.loop.time() + services.times.greeting_seconds
         self._login_deadline = self.loop.time() + services.times.login_seconds
 
@@ -95,8 +115,8 @@ class ControlSession(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)  # noqa: S101 (asyncio's own promise for stream sockets)
         self._transport = transport
         self._peer = transport.get_extra_info("peername")
-        self._gate = LoginGate(self._services.authenticator, self._certificate_sha256, self._peer)
         self._services.on_open(self)
+        self._gate = LoginGate(self._services.authenticator, self._certificate_sha256, self._peer, self.number)
         get_log().info(f"[NEW CONNECTION] {self._peer} connected")
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -106,6 +126,8 @@ class ControlSession(asyncio.Protocol):
         self._wire.close()
         self._queue.clear()
         self._transport = None
+        if self.admission is not None:
+            self.admission.close()
         self._services.on_close(self)
 
     def data_received(self, data: bytes) -> None:
@@ -168,12 +190,14 @@ class ControlSession(asyncio.Protocol):
 
     def _greet(self, greeting: Greeting) -> bytes:
         self._caller = self._caller_of(ANONYMOUS)
+        if self.admission is not None and not self._gate.is_owed:
+            self.admission.prove(ANONYMOUS)
         reply = self._wire.greet({**self._services.greeting(), **self._gate.greet(greeting.options)})
         self._touch()
         return reply
 
     def _caller_of(self, user: str) -> Caller:
-        return Caller(user, self._peer, self._certificate_sha256 is not None)
+        return Caller(user, self._peer, self._certificate_sha256 is not None, self.number)
 
     def _command(self, command: Command, out: list[bytes]) -> None:
         if self._caller is None:  # pragma: no cover - the wire yields no command before the greeting
@@ -210,6 +234,12 @@ class ControlSession(asyncio.Protocol):
         self._end_if_spent(out)
 
     def _login_done(self, command_id: int, outcome: LoggedIn | Refusal) -> None:
+        if isinstance(outcome, LoggedIn) and self.admission is not None:
+            try:
+                self.admission.prove(outcome.user)
+            except Refusal as refusal:
+                get_log().info(f"[LOGIN] Put off: {refusal.detail}", peer=self._peer, user=outcome.user)
+                outcome = refusal
         reply = self._gate.settle(command_id, outcome)
         if isinstance(outcome, LoggedIn):
             self._caller = self._caller_of(outcome.user)
@@ -332,6 +362,14 @@ class ControlSession(asyncio.Protocol):
         self._write([format_reply(Reply(0, ReplyKind.ERROR, code=ErrorCode.TIMEOUT))])
         self.deadline = now + self._services.times.unread_seconds
         self._transport.close()
+
+    def give_way(self) -> None:
+        """Leave, as others wait who may be honest."""
+        self._write([format_reply(Reply(0, ReplyKind.ERROR, code=ErrorCode.BUSY, retry_seconds=BUSY_SOON_SECONDS))])
+        self._closing = True
+        if self._transport is not None:
+            self.deadline = self.loop.time() + self._services.times.unread_seconds
+            self._transport.close()
 
     def notify(self, word: str) -> None:
         """Send ``0 NOTICE <word>``."""

@@ -1,15 +1,19 @@
-"""TLS beneath control connections: asyncio's own, with buffers that let an idle connection be cheap."""
+"""TLS beneath control connections, on the event loop: a protocol that decrypts for a session, and the transport that the
+session writes to.
+
+Not asyncio's own: since Python 3.11 that holds a read buffer of 256 KiB for every connection, idle or not, and in 3.10
+it waits without end for a client that does not say goodbye. Here an idle connection holds what OpenSSL needs, closing
+says ``close_notify`` and closes, and a failed handshake ends in an alert that tells the client why.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import functools
+import contextlib
 import socket
 import ssl
-import sys
-from asyncio import sslproto
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 from twinport_protocol.errors import ErrorCode
 from twinport_protocol.sniff import ALPN_CONTROL
@@ -18,37 +22,9 @@ from .log import get_log
 from .tls import TlsMaterial
 from .turnstile import Turnstile
 
-_GOODBYE_SECONDS = 2.0
+_RECORD_BYTES = 16 * 1024
 SessionFactory = Callable[[bytes, object], asyncio.Protocol]
 """Makes a session for a connection that presented the certificate of this SHA-256, to this peer."""
-
-
-class _LeanProtocol(sslproto.SSLProtocol):
-    """Since Python 3.11 every connection owns a read buffer of ``max_size``, 256 KiB, which would be most of what an
-    idle one costs. A TLS record is 16 KiB, and a command line half of that."""
-
-    max_size: ClassVar[int] = 16 * 1024
-
-
-class _Doorkeeper(asyncio.Protocol):
-    """Stands in until the handshake is done, checks what was agreed, and lets the session take its place."""
-
-    def __init__(self, material: TlsMaterial, factory: SessionFactory, peer: object) -> None:
-        self._sha256 = material.certificate.sha256
-        self._factory = factory
-        self._peer = peer
-        self.done = False
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.done = True
-        agreed = transport.get_extra_info("ssl_object").selected_alpn_protocol()
-        if agreed != ALPN_CONTROL:  # Python goes on without an agreement
-            get_log().info("[TLS] Closed: no agreement on twinport/2", peer=self._peer)
-            transport.abort()  # type: ignore[attr-defined]
-            return
-        session = self._factory(self._sha256, self._peer)
-        transport.set_protocol(session)
-        session.connection_made(transport)
 
 
 class TurnAway(asyncio.Protocol):
@@ -62,6 +38,168 @@ class TurnAway(asyncio.Protocol):
         if isinstance(transport, asyncio.Transport):
             transport.write(f"ERROR {self._code.value} {self._code.text}\n".encode())
         transport.close()
+
+
+class _TlsTransport(asyncio.Transport):
+    """What a session has in its hands. Writing under TLS 1.3 never waits for reading."""
+
+    def __init__(self, owner: _TlsProtocol, below: asyncio.Transport, tls: ssl.SSLObject) -> None:
+        super().__init__()
+        self._owner = owner
+        self._below = below
+        self._tls = tls
+        self.paused = False
+        self.closing = False
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return self._tls if name == "ssl_object" else self._below.get_extra_info(name, default)
+
+    def is_closing(self) -> bool:
+        return self.closing or self._below.is_closing()
+
+    def is_reading(self) -> bool:
+        return not self.paused and not self.is_closing()
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        if data and not self.is_closing():
+            with contextlib.suppress(ssl.SSLError):  # the session learns of it as of every lost connection
+                self._tls.write(data)
+            self._owner.flush()
+
+    def pause_reading(self) -> None:
+        self.paused = True
+        self._below.pause_reading()
+
+    def resume_reading(self) -> None:
+        if self.paused:
+            self.paused = False
+            self._below.resume_reading()
+            self._owner.deliver_soon()
+
+    def close(self) -> None:
+        if not self.closing:
+            self.closing = True
+            with contextlib.suppress(ssl.SSLError):
+                self._tls.unwrap()  # says close_notify; nobody waits for the answer
+            self._owner.flush()
+            self._below.close()
+
+    def abort(self) -> None:
+        self.closing = True
+        self._below.abort()
+
+
+class _TlsProtocol(asyncio.Protocol):
+    """One connection: the handshake, then the session's bytes. ``on_ready`` is called when the handshake is over, however
+    it ends, and may be called again."""
+
+    def __init__(
+        self,
+        material: TlsMaterial,
+        factory: SessionFactory,
+        peer: object,
+        deadline: float,
+        on_ready: Callable[[], None],
+    ) -> None:
+        self._sha256 = material.certificate.sha256
+        self._factory = factory
+        self._peer = peer
+        self._on_ready = on_ready
+        self._loop = asyncio.get_running_loop()
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = material.control.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        self._below: asyncio.Transport | None = None
+        self._transport: _TlsTransport | None = None
+        self._session: asyncio.Protocol | None = None
+        self._timer = self._loop.call_at(deadline, self.give_up, "too slow")
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        if isinstance(transport, asyncio.Transport):
+            self._below = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._incoming.write(data)
+        if self._session is None:
+            self._shake_hands()
+        self._deliver()
+
+    def eof_received(self) -> bool:
+        if self._session is None:
+            self.give_up("the client left")
+        elif self._transport is not None and not self._transport.closing:
+            self._session.eof_received()
+        return False  # the connection below closes by itself
+
+    def pause_writing(self) -> None:
+        if self._session is not None:
+            self._session.pause_writing()
+
+    def resume_writing(self) -> None:
+        if self._session is not None:
+            self._session.resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._timer.cancel()
+        self._on_ready()
+        if self._transport is not None:
+            self._transport.closing = True
+        if self._session is not None:
+            self._session.connection_lost(exc)
+        self._session = self._below = None
+
+    def give_up(self, reason: str) -> None:
+        """Cut a connection whose handshake is not done; harmless afterwards."""
+        if self._session is None and self._below is not None and not self._below.is_closing():
+            get_log().info("[TLS] Handshake failed", peer=self._peer, error=reason)
+            self.flush()
+            self._below.close()
+            self._on_ready()
+
+    def flush(self) -> None:
+        """Send what TLS has made."""
+        if self._outgoing.pending and self._below is not None and not self._below.is_closing():
+            self._below.write(self._outgoing.read())
+
+    def deliver_soon(self) -> None:
+        """The session reads again."""
+        self._loop.call_soon(self._deliver)
+
+    def _shake_hands(self) -> None:
+        if self._below is None or self._below.is_closing():
+            return
+        try:
+            self._tls.do_handshake()
+        except ssl.SSLWantReadError:
+            self.flush()
+            return
+        except ssl.SSLError as error:
+            self.give_up(error.reason or type(error).__name__)  # an alert is among what goes out
+            return
+        if self._tls.selected_alpn_protocol() != ALPN_CONTROL:  # Python goes on without an agreement
+            self.give_up("no agreement on twinport/2")
+            return
+        self.flush()
+        self._timer.cancel()
+        self._on_ready()
+        self._transport = _TlsTransport(self, self._below, self._tls)
+        self._session = self._factory(self._sha256, self._peer)
+        self._session.connection_made(self._transport)
+
+    def _deliver(self) -> None:
+        while self._session is not None and self._transport is not None and self._transport.is_reading():
+            try:
+                data = self._tls.read(_RECORD_BYTES)
+            except ssl.SSLWantReadError:
+                return
+            except ssl.SSLError as error:
+                get_log().info("[TLS] Broken", peer=self._peer, error=error.reason or type(error).__name__)
+                self._transport.abort()
+                return
+            if not data:  # close_notify
+                self._session.eof_received()
+                self._transport.close()
+                return
+            self._session.data_received(data)
 
 
 class ControlDoor:
@@ -81,6 +219,7 @@ class ControlDoor:
         self._turnstile = turnstile
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._under_way: set[_TlsProtocol] = set()
 
     def accept(self, sock: socket.socket, peer: object) -> None:
         """Take over a non-blocking socket."""
@@ -91,61 +230,28 @@ class ControlDoor:
             sock.close()
 
         def begin(leave: Callable[[], None]) -> Callable[[], None]:
-            task = self._loop.create_task(self._shake_hands(sock, peer, deadline))
-            self._tasks.add(task)
-
-            def ended(task: asyncio.Task[None]) -> None:
-                self._tasks.discard(task)
+            def on_ready() -> None:
+                self._under_way.discard(protocol)
                 leave()
 
-            task.add_done_callback(ended)
-            return functools.partial(_cancel, task)
+            protocol = _TlsProtocol(self._material(), self._factory, peer, deadline, on_ready)
+            self._under_way.add(protocol)
+            task = self._loop.create_task(self._adopt(sock, protocol, on_ready))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            return lambda: protocol.give_up("gave way to another")
 
         self._turnstile.enter(begin, refuse, deadline)
 
+    async def _adopt(self, sock: socket.socket, protocol: _TlsProtocol, on_ready: Callable[[], None]) -> None:
+        try:
+            await self._loop.connect_accepted_socket(lambda: protocol, sock)
+        except OSError as error:
+            get_log().info("[LISTENER] Gone before it was served", error=error.strerror)
+            sock.close()
+            on_ready()
+
     def close(self) -> None:
         """Cut the handshakes that are under way."""
-        for task in self._tasks:
-            task.cancel()
-
-    async def _shake_hands(self, sock: socket.socket, peer: object, deadline: float) -> None:
-        waiter: asyncio.Future[None] = self._loop.create_future()
-        material = self._material()
-        doorkeeper = _Doorkeeper(material, self._factory, peer)
-        times: dict[str, Any] = {"ssl_handshake_timeout": max(0.01, deadline - self._loop.time())}
-        if sys.version_info >= (3, 11):
-            times["ssl_shutdown_timeout"] = _GOODBYE_SECONDS
-        transport: asyncio.BaseTransport | None = None
-        try:
-            protocol = _LeanProtocol(self._loop, doorkeeper, material.control, waiter, server_side=True, **times)
-            transport, _ = await self._loop.connect_accepted_socket(lambda: protocol, sock)
-            await waiter
-        except asyncio.CancelledError:
-            get_log().info("[TLS] Handshake gave way", peer=peer)
-            _drop(transport, sock)
-            raise
-        except (OSError, RuntimeError) as error:
-            get_log().info("[TLS] Handshake failed", peer=peer, error=reason_of(error))
-            _drop(transport, sock)
-            return
-        if not doorkeeper.done:
-            get_log().info("[TLS] Handshake failed", peer=peer, error="the client left")
-            _drop(transport, sock)
-
-
-def reason_of(error: BaseException) -> str:
-    """Why a handshake failed, in a few words that hold nothing of the connection's contents."""
-    if isinstance(error, ssl.SSLError):
-        return error.reason or type(error).__name__
-    return (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
-
-
-def _cancel(task: asyncio.Task[None]) -> None:
-    task.cancel()
-
-
-def _drop(transport: asyncio.BaseTransport | None, sock: socket.socket) -> None:
-    if isinstance(transport, asyncio.Transport):
-        transport.abort()
-    else:
-        sock.close()
+        for protocol in list(self._under_way):
+            protocol.give_up("the server stops")

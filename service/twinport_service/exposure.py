@@ -22,6 +22,12 @@ class Exposure:
     classic: bool
     warnings: tuple[str, ...] = ()
 
+    def describe(self, host: str) -> str:
+        """The decision in a few words, for the audit log."""
+        login = "required" if self.login_required else "offered" if self.login_offered else "none"
+        words = {"tls": self.tls, "plaintext": self.plaintext, "classic": self.classic}
+        return f"host={host} login={login} " + " ".join(f"{key}={'on' if on else 'off'}" for key, on in words.items())
+
 
 def is_loopback(host: str) -> bool:
     """Whether only this machine reaches what listens on ``host``."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from .accounts.database import AccountsUnusable
 from .accounts.store import FILE_NAME, AccountStore
+from .audit import AuditLog
 from .certificates import CertificateError, CertificateFiles, make_own, own_files, split_names
 from .config import ConfigError, Settings
 from .identity import IdentityError, load_identity
@@ -44,17 +45,16 @@ def open_foundation(settings: Settings) -> Foundation:
             keys = load_identity(own / "identity.json")
             accounts = stack.enter_context(closing(AccountStore(own / FILE_NAME)))
             tls = _open_tls(settings, own) if settings.tls != "off" else None
-            ledger = SqliteLedger(
-                own / "ledger.db", max_open_uploads_per_user=settings.max_open_uploads, usage=usage
-            )
+            ledger = SqliteLedger(own / "ledger.db", max_open_uploads_per_user=settings.max_open_uploads, usage=usage)
             floor_bytes = settings.min_free_bytes if settings.min_free_bytes >= 0 else _default_floor(root)
+            audit = AuditLog(own / "audit", max_bytes=settings.audit_max_bytes, keep=settings.audit_keep)
             stack.pop_all()
     except (StorageError, LedgerUnknown, IdentityError, CertificateError, AccountsUnusable) as error:
         raise FoundationError(str(error)) from None
     except OSError as error:
         advice = "Choose another --root or mend its rights."
         raise FoundationError(f"cannot use {root}: {error.strerror}. {advice}") from None
-    return Foundation(storage, ledger, keys, tls=tls, min_free_bytes=floor_bytes, accounts=accounts)
+    return Foundation(storage, ledger, keys, tls=tls, min_free_bytes=floor_bytes, accounts=accounts, audit=audit)
 
 
 def certificate_files(settings: Settings, own: Path) -> CertificateFiles:

@@ -236,9 +236,15 @@ def _has_ended(sock: socket.socket) -> bool:
         return True
 
 
-def turn_away(sock: socket.socket, code: ErrorCode) -> None:
+def turn_away(sock: socket.socket, code: ErrorCode, retry_seconds: int | None = None) -> None:
     """Say why in a line that clients of every dialect read, and close."""
-    _say_and_close(sock, f"ERROR {code.value} {code.text}\n".encode())
+    _say_and_close(sock, farewell_line(code, retry_seconds))
+
+
+def farewell_line(code: ErrorCode, retry_seconds: int | None = None) -> bytes:
+    """The line that a connection ends with before anything was agreed on."""
+    retry = "" if retry_seconds is None else f"retry={retry_seconds} "
+    return f"ERROR {code.value} {retry}{code.text}\n".encode()
 
 
 def _say_and_close(sock: socket.socket, said: bytes) -> None:
@@ -252,3 +258,21 @@ def _say_and_close(sock: socket.socket, said: bytes) -> None:
         get_log().debug("[LISTENER] Gone before it could be told")
     finally:
         sock.close()
+
+
+def refuse_text(sock: socket.socket, peer: object) -> None:
+    """Text where only channels belong."""
+    get_log().info("[LISTENER] Text on the data port", peer=peer)
+    turn_away(sock, ErrorCode.BAD_REQUEST)
+
+
+def refuse_plaintext(sock: socket.socket, peer: object) -> None:
+    """Text where TLS is required."""
+    get_log().info("[LISTENER] Refused: text without TLS", peer=peer)
+    turn_away(sock, ErrorCode.TLS_REQUIRED)
+
+
+def refuse_plain_channel(sock: socket.socket, peer: object) -> None:
+    """A channel where TLS is required: there is no form in which it could be told."""
+    get_log().info("[LISTENER] Refused: a channel without TLS", peer=peer)
+    sock.close()

@@ -1,10 +1,10 @@
 """The login of one control session: what may be asked before it, how often it may be tried, what it is bound to.
 
-    state        LOGIN                          other commands
-    out          begins (pending)               as ``access.BEFORE_LOGIN``, or all where anonymous is allowed
-    pending      waits                          wait
-    in           BadState                       while the account is active
-    out, after MAX_TRIES refusals: the session ends
+state        LOGIN                          other commands
+out          begins (pending)               as ``access.BEFORE_LOGIN``, or all where anonymous is allowed
+pending      waits                          wait
+in           BadState                       while the account is active
+out, after MAX_TRIES refusals: the session ends
 """
 
 from __future__ import annotations
@@ -28,13 +28,21 @@ class LoginGate:
     """See the module. On the event loop only. Without an authenticator there are no accounts, and nothing to do."""
 
     __slots__ = (
-        "_authenticator", "_certificate_sha256", "_client_nonce", "_nonce", "_peer", "_tries", "is_pending", "user",
+        "_authenticator", "_certificate_sha256", "_client_nonce", "_nonce", "_peer", "_session", "_tries", "is_pending",
+        "user",
     )  # fmt: skip
 
-    def __init__(self, authenticator: Authenticator | None, certificate_sha256: bytes | None, peer: object) -> None:
+    def __init__(
+        self,
+        authenticator: Authenticator | None,
+        certificate_sha256: bytes | None,
+        peer: object,
+        session: int | None = None,
+    ) -> None:
         self._authenticator = authenticator
         self._certificate_sha256 = certificate_sha256
         self._peer = peer
+        self._session = session
         self._nonce = secrets.token_hex(_NONCE_BYTES)
         self._client_nonce = ""
         self._tries = 0
@@ -91,6 +99,7 @@ class LoginGate:
             client_nonce=self._client_nonce,
             certificate_sha256=self._certificate_sha256,
             peer=self._peer,
+            session=self._session,
         )
         self._authenticator.authenticate(request, on_outcome)
         return None

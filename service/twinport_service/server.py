@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import resource
 import signal
 import socket
@@ -18,13 +19,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from twinport_protocol.control import Limits
-from twinport_protocol.errors import ErrorCode
 from twinport_protocol.tickets import TicketKeys
 
 from .access import Decide, allow_all
 from .accounts.authenticator import Authenticator
 from .accounts.store import AccountStore
 from .accounts.throttle import Throttle
+from .audit import AuditEntry, AuditEvent, AuditLog, discard
 from .channel_plane import ChannelBounds, ChannelPlane
 from .channel_times import ChannelTimes
 from .classic.data import TransferTimes
@@ -33,12 +34,13 @@ from .classic.plane import ClassicLimits, ClassicPlane
 from .classic.session import SessionLimits
 from .config import ConfigError, Settings
 from .control_session import ControlServices, ControlSession, ControlTimes
-from .control_tls import TurnAway
 from .exposure import decide_exposure
 from .handlers import Handlers
 from .ledger import Ledger
-from .listener import Acceptor, Receptionist, Routes, bind, turn_away
+from .listener import Acceptor, Receptionist, Routes, bind, refuse_plain_channel, refuse_plaintext, refuse_text
 from .log import get_log
+from .safeguards import make_safeguards
+from .session_doors import SessionDoors, bound_buffers
 from .storage.contract import Storage
 from .tls import TlsKeeper
 from .tls_plane import TlsPlane
@@ -49,7 +51,6 @@ _CLOCK_SECONDS = 0.25
 _SWEEP_SECONDS = 600.0
 _STOP_SECONDS = 10.0
 _LISTERS = 2
-_CONTROL_BUFFER_BYTES = 128 * 1024
 _Route = Callable[[socket.socket, object], None]
 
 
@@ -65,6 +66,17 @@ class Foundation:
     """What uploads leave free on the disk."""
     accounts: AccountStore | None = None
     """Who may log in, and what each may do; without it everybody may do everything."""
+    audit: AuditLog | None = None
+    """Where it is written down who did what."""
+
+    def close(self) -> None:
+        """Close all of it. Blocks for what is under way."""
+        self.storage.close()
+        self.ledger.close()
+        if self.accounts is not None:
+            self.accounts.close()
+        if self.audit is not None:
+            self.audit.close()
 
 
 class Server:
@@ -91,9 +103,10 @@ class Server:
             max_file_bytes=settings.max_file_bytes,
             min_free_bytes=foundation.min_free_bytes,
         )
+        self._guards = make_safeguards(settings)
+        self._record = discard if foundation.audit is None else foundation.audit.record
         self._sessions: set[ControlSession] = set()
         self._acceptors: list[Acceptor] = []
-        self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
         self._classic: ClassicPlane | None = None
         self._tls: TlsPlane | None = None
@@ -131,6 +144,8 @@ class Server:
                 self._classic_limits(),
                 lister=self._lister,
                 on_count=self._log_count,
+                record=self._record,
+                bandwidth=self._guards.bandwidth,
             )
             await self._loop.run_in_executor(self._executor, self._classic.recover)
         times = ChannelTimes(
@@ -138,11 +153,27 @@ class Server:
         )
         bounds = ChannelBounds(settings.max_channels, settings.max_unattached, times=times)
         keys = self._foundation.keys
-        self._channels = ChannelPlane(self._desk, keys, self._limits, bounds)
-        handlers = Handlers(self._desk, keys, self._decide, self._limits, ticket_seconds=settings.ticket_seconds)
+        self._channels = ChannelPlane(
+            self._desk,
+            keys,
+            self._limits,
+            bounds,
+            crowd=self._guards.channels,
+            bandwidth=self._guards.bandwidth,
+            record=self._record,
+            decide=self._decide,
+        )
+        handlers = Handlers(
+            self._desk,
+            keys,
+            self._decide,
+            self._limits,
+            ticket_seconds=settings.ticket_seconds,
+            record=self._record,
+        )
         if self._accounts is not None:
             throttle = Throttle(time.monotonic, enabled=settings.login_delays)
-            self._authenticator = Authenticator(self._accounts, throttle)
+            self._authenticator = Authenticator(self._accounts, throttle, record=self._record)
         self._services = ControlServices(
             handlers=handlers,
             executor=self._executor,
@@ -156,11 +187,16 @@ class Server:
             on_close=self._session_closed,
             authenticator=self._authenticator,
         )
+        self._doors = SessionDoors(
+            self._guards,
+            functools.partial(ControlSession, self._services),
+            self._classic.session_factory if self._classic else None,
+        )
         if self._foundation.tls is not None:
             self._tls = TlsPlane(
                 self._foundation.tls,
                 self._channels,
-                self._make_session,
+                self._doors.make_tls_session,
                 control_seconds=settings.greeting_seconds,
                 channel_seconds=settings.attach_seconds,
             )
@@ -168,6 +204,7 @@ class Server:
         for warning in self._exposure.warnings:
             get_log().warning(warning)
         self._listen()
+        self._record_start()
         self._clock = self._loop.call_later(_CLOCK_SECONDS, self._tick)
         self._sweeper = self._loop.call_later(_SWEEP_SECONDS, self._sweep)
 
@@ -182,7 +219,7 @@ class Server:
         self.control_address, self.data_address = _address(control), _address(data)
         self._receptions = [
             Receptionist(
-                self._routes(self._open_control, self._open_classic if self._classic else None),
+                self._routes(self._doors.open_control, self._doors.open_classic if self._classic else None),
                 # A person at a menu says nothing for a while; a program of this dialect greets at once.
                 first_byte_seconds=settings.idle_seconds if self._classic else settings.greeting_seconds,
                 decide_seconds=settings.greeting_seconds,
@@ -195,7 +232,7 @@ class Server:
             return
         self._receptions.append(
             Receptionist(
-                self._routes(_refuse_text),
+                self._routes(refuse_text),
                 first_byte_seconds=settings.attach_seconds,
                 decide_seconds=settings.attach_seconds,
                 capacity=settings.max_unattached,
@@ -206,10 +243,10 @@ class Server:
     def _routes(self, text: _Route, classic: _Route | None = None) -> Routes:
         tls = self._tls
         return Routes(
-            text if self._exposure.plaintext else _refuse_plaintext,
-            self._channels.accept if self._exposure.plaintext else _refuse_plain_channel,
+            text if self._exposure.plaintext else refuse_plaintext,
+            self._channels.accept if self._exposure.plaintext else refuse_plain_channel,
             classic,
-            tls_control=self._open_tls_control if tls is not None and text == self._open_control else None,
+            tls_control=self._open_tls_control if tls is not None and text == self._doors.open_control else None,
             tls_channel=tls.accept_channel if tls is not None else None,
         )
 
@@ -233,44 +270,10 @@ class Server:
 
     # sessions --------------------------------------------------------------------------------------------------------
 
-    def _open_control(self, sock: socket.socket, peer: object) -> None:
-        if len(self._sessions) >= self._settings.max_sessions:
-            get_log().warning("[LISTENER] Refused: too many sessions", peer=peer)
-            turn_away(sock, ErrorCode.BUSY)
-            return
-        _bound_buffers(sock)
-        self._spawn_session(sock, lambda: ControlSession(self._services))
-
     def _open_tls_control(self, sock: socket.socket, peer: object) -> None:
         if self._tls is not None:
-            _bound_buffers(sock)
+            bound_buffers(sock)
             self._tls.accept_control(sock, peer)
-
-    def _make_session(self, certificate_sha256: bytes, peer: object) -> asyncio.Protocol:
-        if len(self._sessions) >= self._settings.max_sessions:
-            get_log().warning("[LISTENER] Refused: too many sessions", peer=peer)
-            return TurnAway(ErrorCode.BUSY)
-        return ControlSession(self._services, certificate_sha256)
-
-    def _open_classic(self, sock: socket.socket, peer: object) -> None:
-        classic = self._classic
-        if classic is None or len(self._sessions) + classic.sessions >= self._settings.max_sessions:
-            get_log().warning("[LISTENER] Refused: too many sessions", peer=peer)
-            turn_away(sock, ErrorCode.BUSY)
-            return
-        self._spawn_session(sock, classic.session_factory)
-
-    def _spawn_session(self, sock: socket.socket, factory: Callable[[], asyncio.Protocol]) -> None:
-        async def adopt() -> None:
-            try:
-                await self._loop.connect_accepted_socket(factory, sock)
-            except OSError as error:
-                get_log().info("[LISTENER] Gone before it was served", error=error.strerror)
-                sock.close()
-
-        task = self._loop.create_task(adopt())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     def _session_opened(self, session: ControlSession) -> None:
         self._sessions.add(session)
@@ -298,6 +301,10 @@ class Server:
         self._executor.submit(self._desk.sweep, older_than)
         self._sweeper = self._loop.call_later(_SWEEP_SECONDS, self._sweep)
 
+    def _record_start(self) -> None:
+        self._record(AuditEntry(AuditEvent.START))
+        self._record(AuditEntry(AuditEvent.EXPOSURE, what=self._exposure.describe(self._settings.host)))
+
     # stop ------------------------------------------------------------------------------------------------------------
 
     def catch_signals(self) -> None:
@@ -316,6 +323,8 @@ class Server:
         get_log().info("[RELOAD] Looking at the certificate again")
         if self._tls is not None:
             self._tls.renew()
+        if self._foundation.audit is not None:
+            self._foundation.audit.reopen()
 
     async def run_until_stopped(self) -> None:
         """Serve until SIGTERM or SIGINT, then stop; a second signal stops without waiting."""
@@ -370,10 +379,8 @@ class Server:
         self._lister.shutdown(wait=True)
         if self._authenticator is not None:
             self._authenticator.close()
-        self._foundation.storage.close()
-        self._foundation.ledger.close()
-        if self._accounts is not None:
-            self._accounts.close()
+        self._record(AuditEntry(AuditEvent.STOP))
+        self._foundation.close()
 
     async def __aenter__(self) -> Server:
         await self.start()
@@ -388,27 +395,6 @@ def raise_descriptor_limit() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _refuse_text(sock: socket.socket, peer: object) -> None:
-    get_log().info("[LISTENER] Text on the data port", peer=peer)
-    turn_away(sock, ErrorCode.BAD_REQUEST)
-
-
-def _bound_buffers(sock: socket.socket) -> None:
-    # Left alone the system would hold megabytes of commands and replies of whoever does not read.
-    for buffer in (socket.SO_SNDBUF, socket.SO_RCVBUF):
-        sock.setsockopt(socket.SOL_SOCKET, buffer, _CONTROL_BUFFER_BYTES)
-
-
-def _refuse_plaintext(sock: socket.socket, peer: object) -> None:
-    get_log().info("[LISTENER] Refused: text without TLS", peer=peer)
-    turn_away(sock, ErrorCode.TLS_REQUIRED)
-
-
-def _refuse_plain_channel(sock: socket.socket, peer: object) -> None:
-    get_log().info("[LISTENER] Refused: a channel without TLS", peer=peer)
-    sock.close()
 
 
 def _address(listener: socket.socket) -> tuple[str, int]:

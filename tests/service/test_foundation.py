@@ -13,8 +13,7 @@ def close(root: Path, **changes: bool) -> None:
     """Open and close a root."""
     foundation = open_foundation(Settings(root=root, **changes))  # type: ignore[arg-type]
     foundation.storage.start({})
-    foundation.ledger.close()
-    foundation.storage.close()
+    foundation.close()
 
 
 def test_a_root_that_must_have_been_used_has_been(tmp_path: Path) -> None:
@@ -34,8 +33,7 @@ def test_a_root_is_served_by_one_server(tmp_path: Path) -> None:
             open_foundation(Settings(root=tmp_path))
     finally:
         first.storage.start({})
-        first.ledger.close()
-        first.storage.close()
+        first.close()
 
 
 def test_a_root_below_a_file_is_refused_in_words(tmp_path: Path) -> None:

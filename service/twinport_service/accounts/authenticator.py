@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from twinport_protocol.auth import SshSignature, login_message, parse_user
 from twinport_protocol.errors import ErrorCode, ProtocolError, Refusal
 
+from twinport_service.audit import OK, AuditEntry, AuditEvent, Record, discard
 from twinport_service.log import get_log
 
 from .keys import verify_signature
@@ -34,6 +35,8 @@ class LoginRequest:
     client_nonce: str
     certificate_sha256: bytes | None
     peer: object
+    session: int | None = None
+    """The number of the connection, for the audit log."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class LoggedIn:
     home: str | None
 
 
+_METHODS = frozenset({"password", "key", "token"})
 OnOutcome = Callable[["LoggedIn | Refusal"], None]
 
 
@@ -61,7 +65,9 @@ class Authenticator:
         passwords: PasswordDesk | None = None,
         *,
         now: Callable[[], float] = time.time,
+        record: Record = discard,
     ) -> None:
+        self._record = record
         self.store = store
         self._throttle = throttle
         self._passwords = passwords or PasswordDesk(store.replace_password_hash)
@@ -91,9 +97,7 @@ class Authenticator:
         self._keys.shutdown(wait=True)
         self._passwords.close()
 
-    def _run(
-        self, check: Callable[[LoginRequest], Account], request: LoginRequest, on_outcome: OnOutcome
-    ) -> None:
+    def _run(self, check: Callable[[LoginRequest], Account], request: LoginRequest, on_outcome: OnOutcome) -> None:
         try:
             outcome: LoggedIn | Refusal = self._accepted(request, check(request))
         except _Failed as failed:
@@ -168,6 +172,7 @@ class Authenticator:
 
     def _accepted(self, request: LoginRequest, account: Account) -> LoggedIn:
         get_log().info(f"[LOGIN] {account.name} by {request.method} from {request.peer}", peer=request.peer)
+        self._note(AuditEvent.LOGIN, request, account.name, OK)
         return LoggedIn(account.name, account.home)
 
     def _failed(self, request: LoginRequest, why: str) -> Refusal:
@@ -175,6 +180,7 @@ class Authenticator:
         get_log().warning(
             f"[LOGIN] Refused from {request.peer}", peer=request.peer, user=user, method=request.method, why=why
         )
+        self._note(AuditEvent.LOGIN, request, user, ErrorCode.LOGIN_FAILED.value)
         return Refusal(ErrorCode.LOGIN_FAILED, why)
 
     def _refused(self, request: LoginRequest, error: Refusal | ProtocolError) -> Refusal:
@@ -183,4 +189,11 @@ class Authenticator:
         get_log().warning(
             f"[LOGIN] Put off from {request.peer}", peer=request.peer, user=self._name(request), code=error.code.value
         )
+        event = AuditEvent.LOCK if error.code is ErrorCode.LOCKED else AuditEvent.LOGIN
+        self._note(event, request, self._name(request), error.code.value)
         return error if isinstance(error, Refusal) else Refusal(error.code, error.detail)
+
+    def _note(self, event: AuditEvent, request: LoginRequest, user: str, outcome: str) -> None:
+        method = request.method if request.method in _METHODS else None
+        entry = AuditEntry(event, user, request.peer, outcome=outcome, session=request.session, method=method)
+        self._record(entry)
