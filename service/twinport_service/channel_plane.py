@@ -16,6 +16,7 @@ from twinport_protocol.control import Limits
 from twinport_protocol.errors import Refusal
 from twinport_protocol.tickets import TicketKeys
 
+from .access import Decide, allow_all
 from .audit import Record, discard
 from .bandwidth import Bandwidth
 from .buffers import BufferPool
@@ -59,6 +60,7 @@ class ChannelPlane:
         crowd: Crowd | None = None,
         bandwidth: Bandwidth | None = None,
         record: Record = discard,
+        decide: Decide = allow_all,
     ) -> None:
         self._desk = desk
         self._crowd = crowd or Crowd(
@@ -66,6 +68,7 @@ class ChannelPlane:
         )
         self._bandwidth = bandwidth or Bandwidth()
         self._record = record
+        self._decide = decide
         self._rationed = RationedLog(clock=clock)
         self._keys = keys
         self._limits = limits
@@ -159,7 +162,15 @@ class ChannelPlane:
     ) -> ChannelSession:
         audit = ChannelAudit(self._record, peer, number, self._clock)
         return ChannelSession(
-            self._desk, self._keys, self._limits, wake, secure=secure, now=self._now, audit=audit, on_user=on_user
+            self._desk,
+            self._keys,
+            self._limits,
+            wake,
+            secure=secure,
+            now=self._now,
+            audit=audit,
+            on_user=on_user,
+            decide=self._decide,
         )
 
     def _run(

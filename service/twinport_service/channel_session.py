@@ -30,6 +30,7 @@ from twinport_protocol.frames import (
 from twinport_protocol.segments import Layout
 from twinport_protocol.tickets import Action, Ticket, TicketKeys
 
+from .access import Act, Decide, allow_all, require
 from .channel_audit import ChannelAudit
 from .log import get_log
 from .storage.contract import Published, Reader, Storage
@@ -111,6 +112,7 @@ class ChannelSession:
         now: Callable[[], float] = time.time,
         audit: ChannelAudit | None = None,
         on_user: Callable[[str], None] = lambda user: None,
+        decide: Decide = allow_all,
     ) -> None:
         self._desk = desk
         self._secure = secure
@@ -119,6 +121,7 @@ class ChannelSession:
         self._now = now
         self._audit = audit or ChannelAudit()
         self._on_user = on_user
+        self._decide = decide
         self._wire = ChannelServer(limits)
         self._piece_bytes = limits.piece
         self._attached: dict[int, UploadHandle | _Download] = {}
@@ -321,8 +324,10 @@ class ChannelSession:
                 raise Refusal(ErrorCode.TLS_REQUIRED, "a ticket given over TLS")
             self._admit(ticket.user)
             if ticket.action is Action.UPLOAD:
-                self._attached[attachment] = self._desk.attach(ticket.scope, ticket.generation, ticket.user)
+                self._attached[attachment] = self._attach_upload(ticket)
             else:
+                # What may be read is decided when the ticket is given; here, whether its user still may do anything.
+                require(self._decide, ticket.user, Act.SEE, "")
                 self._attached[attachment] = _Download(self._desk.storage, ticket)
             self._refused.pop(attachment, None)
             self._audit.attached(attachment)
@@ -332,6 +337,13 @@ class ChannelSession:
             # kind.
             self._refused[attachment] = refusal.code
             self.outgoing.append(self._wire.fail(attachment, refusal.code))
+
+    def _attach_upload(self, ticket: Ticket) -> UploadHandle:
+        handle = self._desk.attach(ticket.scope, ticket.generation, ticket.user)
+        if self._decide(ticket.user, Act.WRITE, handle.spec.name):
+            return handle
+        handle.detach()
+        raise Refusal(ErrorCode.DENIED, "no more allowed")
 
     def _admit(self, user: str) -> None:
         try:

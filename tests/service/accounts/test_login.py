@@ -10,6 +10,7 @@ from collections.abc import Callable
 import pytest
 from twinport_protocol.auth import login_message
 from twinport_protocol.errors import ErrorCode, Refusal
+from twinport_protocol.frames import AckStatus
 from twinport_protocol.messages import WORDS, Command, Reply, ReplyKind, Verb
 from twinport_service.accounts.authenticator import LoggedIn
 from twinport_service.accounts.database import AccountDatabase
@@ -393,6 +394,34 @@ def test_a_grant_that_was_taken_away_stops_a_commit(
         ticket = control.ask(Verb.RENEW, "AAAA")
         assert ticket.code is ErrorCode.TICKET_INVALID
         assert control.ask(Verb.ABORT, upload.upload_id.hex()).kind is ReplyKind.DONE
+
+
+def test_a_ticket_is_worth_nothing_once_its_user_may_not_any_more(
+    start_with_accounts: StartWithAccounts, add: Add, database: AccountDatabase, upload_id: MakeId
+) -> None:
+    add("alice", grants=(parse_grant("shared/**", ["write"]),))
+    server = start_with_accounts()
+    with RawControl(server.control_address) as control:
+        log_in(control)
+        assert put(server, control, "alice/x", upload_id()) is None
+        mine, shared = (control.upload(name, 1, upload_id()) for name in ("alice/y", "shared/y"))
+        version = control.download("alice/x")
+        with RawChannel(server.data_address) as channel:
+            database.remove_grant("alice", "shared/**")
+            await_true(lambda: control.refused(Verb.MKDIR, "shared/z") is ErrorCode.DENIED)
+            channel.attach(shared.ticket, 1)
+            channel.attach(mine.ticket, 2)
+            assert channel.answer().code is ErrorCode.DENIED
+            assert channel.put_segment(2, 0, b"y", commit=True) is AckStatus.COMMITTED
+            database.set_disabled("alice", True)
+            await_true(lambda: control.refused(Verb.LIST) is ErrorCode.DENIED)
+            for number, ticket in enumerate((shared.ticket, version.ticket), 3):
+                channel.attach(ticket, number)
+                assert channel.answer().code is ErrorCode.DENIED
+            database.set_disabled("alice", False)
+            await_true(lambda: control.refused(Verb.LIST) is None)
+            channel.attach(version.ticket, 9)
+            assert channel.get_all(9, 0, 0, 1) == b"x"
 
 
 def test_the_first_account_closes_a_server_that_runs(
