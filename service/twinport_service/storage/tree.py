@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -55,6 +56,34 @@ class Tree:
     def __init__(self, door: DiskDoor, root_fd: int) -> None:
         self._door = door
         self._root_fd = root_fd
+        self._unflushed_lock = threading.Lock()
+        self._unflushed: dict[str, int] = {}
+        self._made = 0
+
+    def note_made(self, parent: str) -> None:
+        """A directory was made in ``parent``: whoever relies on it, too, makes that durable before saying so."""
+        with self._unflushed_lock:
+            self._made += 1
+            self._unflushed[parent] = self._made
+
+    def unflushed_above(self, path: str) -> list[str]:
+        """The parents of ``path`` and of its parents in which a directory was made that may not be durable yet."""
+        if not self._unflushed:
+            return []
+        found = []
+        while path:
+            path = split(path)[0]
+            if path in self._unflushed:
+                found.append(path)
+        return found
+
+    def flush_directory(self, path: str, descriptor: int) -> None:
+        """Make the names in a directory durable."""
+        serial = self._unflushed.get(path)
+        self._door.fsync_directory(descriptor)
+        with self._unflushed_lock:
+            if serial is not None and self._unflushed.get(path) == serial:  # else another came after the flush began
+                del self._unflushed[path]
 
     @contextmanager
     def directory(self, path: str) -> Iterator[int]:
@@ -161,9 +190,11 @@ class OpenDirectories:
         return descriptor
 
     def make(self, path: str) -> int:
-        """A directory that is made, with its parents, if it is not there; ``ENOTDIR`` where a file is in the way."""
+        """A directory that is made, with its parents, if it is not there; ``ENOTDIR`` where a file is in the way.
+
+        One that another batch has made and not flushed yet is flushed by this one as well."""
         try:
-            return self.open(path)
+            descriptor = self.open(path)
         except FileNotFoundError:
             parent, leaf = split(path)
             above = self.make(parent)
@@ -172,8 +203,13 @@ class OpenDirectories:
             except FileExistsError:
                 pass
             else:
+                self._tree.note_made(parent)
                 self._changed[parent] = None
-            return self.open(path)
+            descriptor = self.open(path)
+        for above in self._tree.unflushed_above(path):
+            self.open(above)  # now: it may be moved before the flush
+            self._changed[above] = None
+        return descriptor
 
     def note_change(self, path: str) -> None:
         """A name in an opened directory was added, replaced or removed."""
@@ -183,5 +219,5 @@ class OpenDirectories:
         """Make all changes durable."""
         while self._changed:
             path = next(iter(self._changed))
-            self._door.fsync_directory(self.open(path))
+            self._tree.flush_directory(path, self.open(path))
             del self._changed[path]

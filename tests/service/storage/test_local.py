@@ -21,6 +21,7 @@ from twinport_protocol.names import parse_name
 from twinport_protocol.segments import Manifest, digest_of
 from twinport_service.storage import small_files
 from twinport_service.storage.contract import Precondition, Published
+from twinport_service.storage.disk_door import DiskDoor
 from twinport_service.storage.local import (
     Limits,
     LocalStorage,
@@ -789,3 +790,46 @@ def test_a_file_that_comes_during_the_walk_of_a_move_is_not_overlooked(
     storage.move(parse_name("from"), parse_name("to"))
     assert len(walks) == 2, "no name grows"
     assert len(list_all(storage)) == 2
+
+
+class FlushWatch(DiskDoor):
+    """Notes which directories are flushed, and lets something happen in the middle of the next flush."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flushed: list[str] = []
+        self.meanwhile: Callable[[], None] | None = None
+
+    def fsync_directory(self, descriptor: int) -> None:
+        """As ever."""
+        act, self.meanwhile = self.meanwhile, None
+        if act is not None:
+            act()
+        super().fsync_directory(descriptor)
+        self.flushed.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+
+
+@pytest.mark.parametrize(
+    "rely",
+    [lambda storage: storage.make_directory(parse_name("a/b")), lambda storage: put(storage, "a/b/file", b"bytes")],
+    ids=["MKDIR", "upload"],
+)
+def test_who_relies_on_a_directory_that_is_not_durable_yet_makes_it_durable(
+    shm_path: Path, open_local: OpenLocal, rely: Callable[[LocalStorage], object]
+) -> None:
+    root, door = shm_path / "root", FlushWatch()
+    storage = open_local(root, door)
+    seen: list[set[str]] = []
+
+    def meanwhile() -> None:
+        door.flushed.clear()
+        rely(storage)
+        seen.append(set(door.flushed))
+
+    door.meanwhile = meanwhile
+    storage.make_directory(parse_name("a/b"))
+    assert seen
+    assert {str(root), str(root / "a")} <= seen[0]
+    door.flushed.clear()
+    storage.make_directory(parse_name("a/b"))
+    assert door.flushed == [], "it is durable now"
