@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -14,6 +15,8 @@ from twinport_service.ledger_memory import MemoryLedger
 from twinport_service.storage.contract import Buffer, OnDone, OnProgress, Published, UploadSpec
 from twinport_service.storage.memory import MemoryStorage
 from twinport_service.uploads import UploadDesk, UploadHandle
+
+from tests.service.raw_client import await_true
 
 UPLOAD = b"u" * 16
 USER = "anonymous"
@@ -220,3 +223,37 @@ def test_the_sweep_takes_what_nobody_moved_and_nobody_is_attached_to() -> None:
     attached.detach()
     assert desk.sweep(older_than=1500.0) == 1
     assert set(storage._stagings) == {ids[1]}
+
+
+def test_two_channels_that_send_the_first_pieces_of_a_late_upload_begin_it_once() -> None:
+    class Slow(MemoryStorage):
+        """A beginning lasts as long as it is told."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.begun: list[bytes] = []
+            self.go_on = threading.Event()
+
+        def begin(self, spec: UploadSpec) -> None:
+            """See the contract."""
+            self.begun.append(spec.upload_id)
+            assert self.go_on.wait(5)
+            super().begin(spec)
+
+    storage = Slow()
+    desk = UploadDesk(storage, MemoryLedger())
+    desk.open(UploadSpec(UPLOAD, USER, parse_name("file"), 2 * MIN_SEGMENT_BYTES), reserve=False)
+    assert not storage.begun
+    handles = [desk.attach(UPLOAD, 1, USER) for _ in range(2)]
+    threads = [
+        threading.Thread(target=handle.begin_piece, args=(segment, 0, 10), kwargs={"last": False})
+        for segment, handle in enumerate(handles)
+    ]
+    for thread in threads:
+        thread.start()
+    segments = handles[0]._upload.segments
+    await_true(lambda: len(segments) == 2 and all(state.lock.locked() for state in segments.values()))
+    storage.go_on.set()
+    for thread in threads:
+        thread.join()
+    assert storage.begun == [UPLOAD]

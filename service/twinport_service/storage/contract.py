@@ -8,6 +8,9 @@ the method.
 The storage stores and publishes; it does not judge. Generations, fencing, who may do what and whether bytes match their
 digest are decided above it (``uploads.py``), so that they are decided once.
 
+It tells the usage book it is given (``usage.UsageKeeper``) what it holds: all at ``start``, and each publication,
+deletion and replacement together with it, under whatever decides who is first.
+
 Life of an upload here: ``begin`` → (``put_piece``… ``seal_segment``)… → ``commit`` or ``abort``; or, for a small file
 whose bytes are all in hand, ``commit_small`` alone.
 """
@@ -233,4 +236,4 @@ class Storage(Protocol):
         """Make a directory and its parents, durably; harmless when there. ``NameConflict``."""
 
     def free_bytes(self) -> int | None:
-        """Room left, where that has a meaning."""
+        """Room left, where that has a meaning, less what uploads that were begun are still going to take."""
