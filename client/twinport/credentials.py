@@ -11,6 +11,7 @@ Nothing is read or asked for before it is its turn.
 from __future__ import annotations
 
 import getpass
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ from .login import KeyProof, Login, PasswordProof, Proof, TokenProof
 from .ssh_agent import AgentKey, agent_keys, agent_path
 from .ssh_keys import default_key_files, load_key, public_blob_of, read_key_file
 
+MAX_KEYS = 5
+"""An agent may hold many; a password must still have its turn."""
 MAX_PASSWORDS = 3
 MAX_SECRET_BYTES = 1024
 AskSecret = Callable[[str], str]
@@ -78,7 +81,7 @@ def _proofs(credentials: Credentials) -> Iterator[Proof]:
     token = credentials.stored_token() if credentials.stored_token else None
     if token:
         yield TokenProof(token, "the stored token")
-    yield from _found_keys(user, credentials.ask_secret)
+    yield from itertools.islice(_found_keys(user, credentials.ask_secret), MAX_KEYS)
     yield from _passwords(user, credentials)
 
 

@@ -15,8 +15,8 @@ from twinport_protocol.errors import Refusal
 
 from .errors import LoginError
 
-MAX_TRIES = 8
-"""Refused proofs per connection; the server ends it at ten."""
+MAX_TRIES = 9
+"""Refused proofs; the server ends the connection at ten."""
 
 
 @dataclass(frozen=True)

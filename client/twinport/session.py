@@ -138,7 +138,7 @@ class Opening:
                 login.tried.append(f"{proof.label} ({error.message})")
                 continue
             try:
-                final = self._try(method, options)
+                final = self._try(method, options, may_wait=bool(login.tried))
             except (OSError, NetworkError):
                 login.put_back(proof)
                 raise LoginLostError from None
@@ -147,14 +147,17 @@ class Opening:
                 return final.options
             self._on_refusal(final, login, proof)
 
-    def _try(self, method: str, options: dict[str, str]) -> Reply:
+    def _try(self, method: str, options: dict[str, str], *, may_wait: bool) -> Reply:
+        # After a refused password the server takes the next one a little later: that much is not worth an error.
+        passing = {ErrorCode.BUSY, ErrorCode.LOCKED} if may_wait else {ErrorCode.BUSY}
         for attempt in range(MAX_BUSY + 1):
             number, line = self.protocol.command(Verb.LOGIN, (method,), options)
             self._connection.sendall(line)
             reply = self._final_reply(number)
-            if reply.code is not ErrorCode.BUSY or attempt == MAX_BUSY:
+            wait = 1 if reply.retry_seconds is None else reply.retry_seconds
+            if reply.code not in passing or attempt == MAX_BUSY or wait > MAX_RETRY_SECONDS:
                 break
-            self._sleep(min(reply.retry_seconds or 1, MAX_RETRY_SECONDS))
+            self._sleep(wait)
         return reply
 
     def _final_reply(self, number: int) -> Reply:

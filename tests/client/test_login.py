@@ -341,6 +341,41 @@ def test_a_lock_and_a_queue_are_told_with_their_time(server: SecureServer) -> No
         assert client.identity.user == "alice"
 
 
+def test_a_second_password_waits_its_turn(server: SecureServer) -> None:
+    codes = iter([ErrorCode.LOGIN_FAILED, ErrorCode.LOCKED, None])
+    given: list[str] = []
+
+    def check(command: Command, nonce: str) -> Reply:
+        given.append(command.options["password"])
+        code = next(codes)
+        return accept_as(command, "alice") if code is None else refuse(command, code, 0)
+
+    server.check = check
+    answers = iter(["wrong", "right"])
+    login = make_login(Credentials(user="alice", ask_secret=lambda prompt: next(answers)))
+    security = Security(fingerprint=server.certificate.fingerprint)
+    Client(Address("127.0.0.1", server.port), security=security, login=login).close()
+    assert given == ["wrong", "right", "right"]
+
+
+def test_an_agent_with_many_keys_leaves_room_for_a_password(
+    server: SecureServer, make_key: MakeKey, agent: str, tmp_path: Path
+) -> None:
+    for number in range(7):
+        add_to_agent(make_key(tmp_path / f"key-{number}"))
+    methods: list[str] = []
+
+    def check(command: Command, nonce: str) -> Reply:
+        methods.append(command.words[0])
+        return accept_as(command, "alice") if methods.count("password") == 3 else refuse(command)
+
+    server.check = check
+    login = make_login(Credentials(user="alice", ask_secret=lambda prompt: "x"))
+    security = Security(fingerprint=server.certificate.fingerprint)
+    Client(Address("127.0.0.1", server.port), security=security, login=login).close()
+    assert methods == ["key"] * 5 + ["password"] * 3
+
+
 def test_a_server_without_accounts_is_the_wrong_one_for_somebody(server: SecureServer) -> None:
     del server.options["login"]
     with pytest.raises(LoginError, match="has no accounts"):

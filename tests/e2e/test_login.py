@@ -187,6 +187,11 @@ def test_a_password_is_typed_piped_or_in_a_file_and_never_shown(place: Place) ->
     assert PASSWORD not in shown
     assert place.fingerprint() in shown
 
+    # The second prompt comes at once; the server's wait after a wrong one is spent in silence.
+    answers = {b"Password of alice:": b"wrong\n", b"\r\nPassword of alice:": f"{PASSWORD}\n".encode()}
+    code, shown = place.type("login", host, answers=answers)
+    assert code == 0, shown
+
     done = place.run("whoami")  # there is no keyring here, and no terminal
     assert done.returncode == 4
     assert "there is nothing to log in with" in done.stderr
