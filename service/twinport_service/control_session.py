@@ -139,7 +139,7 @@ class ControlSession(asyncio.Protocol):
         """The client sends nothing more: answer what is complete, then close."""
         self._closing = True
         self._close_when_done()
-        return self._certificate_sha256 is None  # TLS has no half-closed connections in asyncio
+        return True
 
     def pause_writing(self) -> None:
         """The client does not read: stop reading it, and give it a deadline."""

@@ -1,5 +1,5 @@
-"""TLS beneath control connections, on the event loop: a protocol that decrypts for a session, and the transport that the
-session writes to.
+"""TLS beneath control connections, on the event loop: a protocol that decrypts for a session, and the transport that
+the session writes to.
 
 Not asyncio's own: since Python 3.11 that holds a read buffer of 256 KiB for every connection, idle or not, and in 3.10
 it waits without end for a client that does not say goodbye. Here an idle connection holds what OpenSSL needs, closing
@@ -18,6 +18,7 @@ from typing import Any
 from twinport_protocol.errors import ErrorCode
 from twinport_protocol.sniff import ALPN_CONTROL
 
+from .listener import farewell_line
 from .log import get_log
 from .tls import TlsMaterial
 from .turnstile import Turnstile
@@ -30,13 +31,13 @@ SessionFactory = Callable[[bytes, object], asyncio.Protocol]
 class TurnAway(asyncio.Protocol):
     """In place of a session: says why there is none, and closes."""
 
-    def __init__(self, code: ErrorCode) -> None:
-        self._code = code
+    def __init__(self, code: ErrorCode, retry_seconds: int | None = None) -> None:
+        self._line = farewell_line(code, retry_seconds)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The handshake is done, so that it can be said."""
         if isinstance(transport, asyncio.Transport):
-            transport.write(f"ERROR {self._code.value} {self._code.text}\n".encode())
+            transport.write(self._line)
         transport.close()
 
 
@@ -90,8 +91,8 @@ class _TlsTransport(asyncio.Transport):
 
 
 class _TlsProtocol(asyncio.Protocol):
-    """One connection: the handshake, then the session's bytes. ``on_ready`` is called when the handshake is over, however
-    it ends, and may be called again."""
+    """One connection: the handshake, then the session's bytes. ``on_ready`` is called when the handshake is over,
+    however it ends, and may be called again."""
 
     def __init__(
         self,
@@ -111,6 +112,7 @@ class _TlsProtocol(asyncio.Protocol):
         self._below: asyncio.Transport | None = None
         self._transport: _TlsTransport | None = None
         self._session: asyncio.Protocol | None = None
+        self._ended = False
         self._timer = self._loop.call_at(deadline, self.give_up, "too slow")
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -126,9 +128,9 @@ class _TlsProtocol(asyncio.Protocol):
     def eof_received(self) -> bool:
         if self._session is None:
             self.give_up("the client left")
-        elif self._transport is not None and not self._transport.closing:
-            self._session.eof_received()
-        return False  # the connection below closes by itself
+            return False
+        self._note_end()
+        return True  # the session closes once it has answered
 
     def pause_writing(self) -> None:
         if self._session is not None:
@@ -196,10 +198,17 @@ class _TlsProtocol(asyncio.Protocol):
                 self._transport.abort()
                 return
             if not data:  # close_notify
-                self._session.eof_received()
-                self._transport.close()
+                self._note_end()
                 return
             self._session.data_received(data)
+
+    def _note_end(self) -> None:
+        """The client sends nothing more, be it said by TLS, by the connection below, or by both."""
+        if self._ended or self._session is None or self._transport is None:
+            return
+        self._ended = True
+        if not self._session.eof_received():
+            self._transport.close()
 
 
 class ControlDoor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import socket
 import ssl
 import subprocess
 from collections.abc import Iterator
@@ -15,7 +16,8 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
-from twinport_service import certificates, tls
+from cryptography.x509.oid import ExtendedKeyUsageOID
+from twinport_service import tls
 from twinport_service.certificates import (
     CURRENT_FILE,
     NEXT_FILE,
@@ -77,7 +79,7 @@ def test_what_the_server_makes_for_itself(tmp_path: Path) -> None:
     assert isinstance(key, ec.EllipticCurvePublicKey)
     assert key.curve.name == "secp256r1"
     usage = found.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-    assert list(usage) == [x509.ExtendedKeyUsageOID.SERVER_AUTH]
+    assert list(usage) == [ExtendedKeyUsageOID.SERVER_AUTH]
     assert set(made.names) == set(NAMES)
     assert made.not_before < NOW < made.not_after
     assert made.not_after - NOW > 9 * 365 * DAY
@@ -145,9 +147,9 @@ def test_which_names_it_bears(text: str, host: str, expected: set[str], unexpect
 
 
 def test_its_own_host_name_is_among_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(certificates.socket, "gethostname", lambda: "box-7")
+    monkeypatch.setattr(socket, "gethostname", lambda: "box-7")
     assert "box-7" in split_names("", "127.0.0.1")
-    monkeypatch.setattr(certificates.socket, "gethostname", lambda: "büro pc")
+    monkeypatch.setattr(socket, "gethostname", lambda: "büro pc")
     assert split_names("", "127.0.0.1") == ("localhost", "127.0.0.1", "::1")
 
 

@@ -10,6 +10,7 @@ import socket
 import ssl
 import struct
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from hashlib import sha256
@@ -22,7 +23,6 @@ from twinport_protocol.messages import ReplyKind, Verb
 from twinport_protocol.segments import Layout
 from twinport_protocol.sniff import ALPN_CHANNEL, ALPN_CONTROL
 from twinport_protocol.tickets import decode_ticket, encode_ticket
-from twinport_service import control_tls
 from twinport_service.certificates import CURRENT_FILE, make_next, switch_over
 
 from tests.service.conftest import MakeFoundation, StartServer, in_a_hurry
@@ -296,7 +296,9 @@ def test_an_end_without_close_notify_is_as_good_as_one_with(
     await_true(lambda: server.channel_count == 0)
     assert control.refused(Verb.DOWNLOAD, "x") is ErrorCode.FILE_NOT_FOUND
     with tls_control(server.control_address) as other:
+        number = other.start(Verb.STAT, "x")
         socket.socket.shutdown(other.sock, socket.SHUT_WR)
+        assert other.finish(number)[-1].code is ErrorCode.FILE_NOT_FOUND, "what was asked is answered"
         with suppress(ssl.SSLError):
             assert other.is_closed()
     await_true(lambda: server.session_count == 1)
@@ -401,8 +403,17 @@ def test_where_too_many_sessions_are_it_is_said_under_tls(
         assert second.is_closed()
 
 
-def test_an_idle_connection_owns_a_small_buffer_only(storage_kind: str) -> None:
-    assert control_tls._LeanProtocol.max_size == 16 * 1024
+def test_an_idle_connection_holds_little(server: RunningServer) -> None:
+    context = client_context(ALPN_CONTROL)
+    with RawControl(server.control_address, tls=context):
+        tracemalloc.start()
+        try:
+            before, _ = tracemalloc.get_traced_memory()
+            with many([RawControl(server.control_address, tls=context) for _ in range(50)]):
+                after, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert (after - before) / 50 < 32 * 1024, "both ends together, but for what OpenSSL holds"
 
 
 # the certificate changes ---------------------------------------------------------------------------------------------
