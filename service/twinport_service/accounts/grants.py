@@ -91,19 +91,22 @@ def is_allowed(grants: Iterable[Grant], act: Act, path: str) -> bool:
     """Whether the grants allow ``act`` on ``path``, in the terms of ``access.Decide``."""
     if act is Act.SEE:
         return may_see(grants, path)
-    if path.endswith("/"):
-        parts = _split(path[:-1])
-        return any(act in grant.acts and _shape(grant.pattern).covers_tree(parts) for grant in grants)
-    parts = _split(path)
-    return any(act in grant.acts and _shape(grant.pattern).covers(parts) for grant in grants)
+    is_tree = path.endswith("/")
+    name = path[:-1] if is_tree else path
+    for grant in grants:
+        if act in grant.acts:
+            shape = _shape(grant.pattern)
+            if shape.covers(name) and (shape.is_tree or not is_tree):
+                return True
+    return False
 
 
 def may_see(grants: Iterable[Grant], path: str) -> bool:
     """Whether a directory may be known to be there: it may be listed, or something allowed may lie below it."""
-    parts = _split(path.rstrip("/"))
+    name = path.rstrip("/")
     for grant in grants:
         shape = _shape(grant.pattern)
-        if shape.leads_to(parts) or (Act.LIST in grant.acts and shape.covers(parts)):
+        if shape.leads_to(name) or (Act.LIST in grant.acts and shape.covers(name)):
             return True
     return False
 
@@ -118,6 +121,8 @@ class _Shape:
 
     parts: tuple[str | re.Pattern[str], ...]
     is_tree: bool
+    plain: str | None
+    """All components as one path where there is no ``*``: most patterns, and asked for every file."""
 
     def _matches(self, parts: tuple[str, ...], count: int) -> bool:
         return all(
@@ -125,18 +130,20 @@ class _Shape:
             for mine, other in zip(self.parts[:count], parts[:count], strict=True)
         )
 
-    def covers(self, parts: tuple[str, ...]) -> bool:
+    def covers(self, path: str) -> bool:
         """Whether the pattern covers this path."""
+        if self.plain is not None:
+            if path == self.plain:
+                return True
+            return self.is_tree and (not self.plain or path.startswith(self.plain + "/"))
+        parts = _split(path)
         count = len(self.parts)
         fits = len(parts) >= count if self.is_tree else len(parts) == count
         return fits and self._matches(parts, count)
 
-    def covers_tree(self, parts: tuple[str, ...]) -> bool:
-        """Whether it covers this path and all that may be below."""
-        return self.is_tree and self.covers(parts)
-
-    def leads_to(self, parts: tuple[str, ...]) -> bool:
+    def leads_to(self, path: str) -> bool:
         """Whether this path is what the pattern names, or a directory on the way there."""
+        parts = _split(path)
         return len(parts) <= len(self.parts) and self._matches(parts, len(parts))
 
 
@@ -144,8 +151,7 @@ class _Shape:
 def _shape(pattern: str) -> _Shape:
     is_tree = pattern == "**" or pattern.endswith("/**")
     base = pattern[:-2].rstrip("/") if is_tree else pattern
-    parts = tuple(_component(part) for part in base.split("/")) if base else ()
-    return _Shape(parts, is_tree)
+    return _Shape(tuple(_component(part) for part in _split(base)), is_tree, None if "*" in base else base)
 
 
 def _component(text: str) -> str | re.Pattern[str]:
