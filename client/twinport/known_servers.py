@@ -65,7 +65,9 @@ class KnownServers:
 
     def announce(self, address: Address, fingerprint: bytes, following: bytes | None) -> None:
         """Remember what a server with the certificate ``fingerprint`` announced; nothing if another one is known."""
-        if self.find(address) == KnownServer(fingerprint, following):
+        known = self.find(address)
+        is_new = following is not None if known is None else known.following != following
+        if not is_new or (known is not None and known.fingerprint != fingerprint):
             return
 
         def edit(content: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ import ssl
 from collections.abc import Callable
 
 from .addresses import Address
-from .errors import TrustError
+from .errors import ConflictError, TrustError, TwinportError
 from .known_servers import KnownServer, KnownServers
 from .tls import ALPN_CONTROL, certificate_of, handshake, unverified, verifying
 
@@ -78,7 +78,7 @@ class Trust:
     def announced(self, certificate: bytes, following: bytes | None) -> None:
         """What a greeting over the connection of :meth:`secure` announced as the next certificate."""
         if self._fingerprint is None and not self._by_authority:
-            self._known.announce(self._address, certificate, following)
+            self._remember(lambda: self._known.announce(self._address, certificate, following))
 
     def _pin(self) -> KnownServer | None:
         if self._fingerprint is not None:
@@ -97,12 +97,21 @@ class Trust:
                 return tls, actual
             if pin.following is None or not hmac.compare_digest(actual, pin.following):
                 raise self._changed(pin.fingerprint, actual)
-            self._known.adopt(self._address, actual)
+            self._remember(lambda: self._known.adopt(self._address, actual))
         except BaseException:
             tls.close()
             raise
         self._note(f"{self._address} has the new certificate that it had announced: {actual.hex()}")
         return tls, actual
+
+    def _remember(self, write: Callable[[], None]) -> None:
+        """What cannot be written down holds for this once."""
+        try:
+            write()
+        except ConflictError:
+            raise
+        except TwinportError as error:
+            self._note(f"the server's certificate cannot be remembered: {error.message}")
 
     def _meet(self, error: ssl.SSLCertVerificationError, connect: Connect, seconds: float) -> None:
         """A certificate that no authority vouches for: ask the user and store it, or refuse it."""

@@ -32,7 +32,10 @@ def test_known_servers_are_never_replaced_unasked(tmp_path: Path) -> None:
     known.adopt(ADDRESS, TWO)
     known.adopt(ADDRESS, TWO)
     assert known.find(ADDRESS) == KnownServer(TWO, None, (ONE,))
+    before = known.path.stat().st_mtime_ns
     known.announce(ADDRESS, TWO, None)
+    known.announce(Address("other.example.org", 1), ONE, None)
+    assert known.path.stat().st_mtime_ns == before  # nothing new, nothing written
     assert known.find(Address("FILES.example.org", 5001)) == KnownServer(TWO, None, (ONE,))
     assert known.find(Address("files.example.org", 5002)) is None
     known.replace(ADDRESS, THREE)

@@ -16,7 +16,7 @@ import twinport
 from twinport.addresses import Address
 from twinport.client import Client
 from twinport.connector import Security, TlsMode, is_loopback
-from twinport.errors import LoginError, NetworkError, TrustError, UsageError
+from twinport.errors import DeniedError, LoginError, NetworkError, TrustError, UsageError
 from twinport.known_servers import KnownServer, KnownServers
 
 from tests.client.lying_server import LyingServer
@@ -166,6 +166,25 @@ def test_an_announced_certificate_is_adopted_and_only_that(
     server.certificate = make_certificate(tmp_path / "third.pem")
     with pytest.raises(TrustError, match="if the server was set up anew, ask whoever runs it"):
         connect(server)
+
+
+def test_settings_that_cannot_be_written_stop_nobody(
+    server: SecureServer, other: Certificate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = Address("127.0.0.1", server.port)
+    known = KnownServers()
+    known.add(address, server.certificate.fingerprint)
+
+    def refuse(self: object, edit: object) -> None:
+        raise DeniedError("cannot write known_servers.json: Read-only file system")
+
+    monkeypatch.setattr("twinport.config_files.ConfigFile.change", refuse)
+    server.options["next-certificate"] = other.fingerprint.hex()
+    notes: list[str] = []
+    Client(address, security=Security(known=known, note=notes.append)).close()
+    assert notes == [
+        "the server's certificate cannot be remembered: cannot write known_servers.json: Read-only file system"
+    ]
 
 
 def test_what_an_unverified_server_announces_is_not_believed(server: SecureServer, other: Certificate) -> None:
