@@ -166,10 +166,16 @@ class Whole(RuleBasedStateMachine):
         self.files: dict[str, Owned] = {}
         self.open: dict[bytes, UploadSpec] = {}
         self.done: list[UploadSpec] = []
+        self.serial = 0
 
     def teardown(self) -> None:
         """Close it."""
         self.storage.close()
+
+    def next_id(self) -> bytes:
+        """Not drawn at random: the same steps must be the same steps when they are tried again."""
+        self.serial += 1
+        return self.serial.to_bytes(16, "little")
 
     def held(self, user: str) -> tuple[int, int, int, int]:
         """What the model says."""
@@ -180,9 +186,7 @@ class Whole(RuleBasedStateMachine):
     @rule(user=st.sampled_from(USERS), name=st.sampled_from(NAMES), size=st.integers(0, 60), absent=st.booleans())
     def upload(self, user: str, name: str, size: int, absent: bool) -> None:
         """Open one."""
-        spec = UploadSpec(
-            secrets.token_bytes(16), user, parse_name(name), size, precondition=Precondition(if_absent=absent)
-        )
+        spec = UploadSpec(self.next_id(), user, parse_name(name), size, precondition=Precondition(if_absent=absent))
         stored, files, reserved, uploads = self.held(user)
         quota = self.quotas[user]
         fits = stored + reserved + size <= (quota.max_bytes or 0) and files + uploads < (quota.max_files or 0)
