@@ -85,15 +85,37 @@ class Lane:
         self._in_hand, self._user, self._own = 0, None, None
 
 
+RateOf = Callable[[str], "int | None"]
+"""A user's own bound in bytes per second, at least 1; None where the server's counts. Cheap, on any thread."""
+
+
+def no_rates(user: str) -> int | None:
+    """No user has a bound of its own."""
+    del user
+    return None
+
+
 class Bandwidth:
-    """The rates of a server; 0 is no bound. ``per_user`` bounds each user, and what is anonymous as one.
+    """The rates of a server; 0 is no bound. ``per_user`` bounds each user, and what is anonymous as one; ``rate_of``
+    knows those who have another bound, and ``has_rates`` whether there are any. A changed bound holds for the lanes
+    that are bound afterwards.
 
     Both directions count together. Remembers those users only who have a lane or had one a moment ago. Thread-safe;
     ``clock`` is monotonic, in seconds.
     """
 
-    def __init__(self, total: int = 0, per_user: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        total: int = 0,
+        per_user: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        rate_of: RateOf = no_rates,
+        has_rates: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.clock = clock
+        self._rate_of = rate_of
+        self._has_rates = has_rates
         self._total = Rate(total) if total else None
         self._per_user = per_user
         self._lock = threading.Lock()
@@ -102,7 +124,7 @@ class Bandwidth:
     @property
     def is_bounded(self) -> bool:
         """Whether there is any bound at all."""
-        return bool(self._total or self._per_user)
+        return bool(self._total or self._per_user or self._has_rates())
 
     @property
     def users(self) -> int:
@@ -117,13 +139,19 @@ class Bandwidth:
         """The rate of a user, for one more lane that was ``former``'s before."""
         with self._lock:
             self._part(former)
-            if not self._per_user:
+            own = self._rate_of(user)
+            wanted = self._per_user if own is None else own
+            if not wanted:
                 return None
             # Not as soon as the last lane ends: whoever connects anew all the time would get a burst each time.
             now = self.clock()
             for fresh in [name for name, rate in self._users.items() if rate.is_fresh(now)]:
                 del self._users[fresh]
-            rate = self._users.setdefault(user, Rate(self._per_user))
+            rate = self._users.get(user)
+            if rate is None or rate.bytes_per_second != wanted:
+                lanes = 0 if rate is None else rate.lanes
+                rate = self._users[user] = Rate(wanted)
+                rate.lanes = lanes
             rate.lanes += 1
             return rate
 
@@ -144,5 +172,5 @@ class Bandwidth:
 
     def _part(self, user: str | None) -> None:
         rate = self._users.get(user) if user is not None else None
-        if rate is not None:
+        if rate is not None and rate.lanes:
             rate.lanes -= 1

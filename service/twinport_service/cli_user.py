@@ -27,7 +27,7 @@ from .accounts.command_line import (
 )
 from .accounts.grants import ADMIN_GRANT, Grant, GrantError, parse_acts, parse_home, parse_pattern
 from .accounts.records import Account
-from .accounts.words import format_bytes, parse_bytes, parse_count
+from .accounts.words import format_bytes, parse_bytes, parse_count, parse_rate
 from .cli_credentials import describe_credentials, keys, token
 from .quota import Quota
 
@@ -35,8 +35,8 @@ _name = click.argument("name", callback=read_name)
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
-def _size(flag: str, text: str) -> Callable[[_F], _F]:
-    return click.option(flag, metavar="SIZE", callback=read_word(parse_bytes), help=text)
+def _size(flag: str, text: str, parse: Callable[[str], int | None] = parse_bytes) -> Callable[[_F], _F]:
+    return click.option(flag, metavar="SIZE", callback=read_word(parse), help=text)
 
 
 @click.group()
@@ -74,7 +74,7 @@ user.add_command(token)
 )
 @_size("--max-bytes", "The most bytes stored, as in 10G. Default: no bound.")
 @click.option("--max-files", metavar="N", callback=read_word(parse_count), help="The most files stored.")
-@_size("--max-rate", "The most bytes a second, as in 20M.")
+@_size("--max-rate", "The most bytes a second, as in 20M.", parse_rate)
 @root_option
 def add(
     name: str,
@@ -214,7 +214,8 @@ def revoke(name: str, pattern: str, root: Path) -> None:
 def quota(name: str, max_bytes: str | None, max_files: str | None, max_rate: str | None, root: Path) -> None:
     """Show or change the bounds of an account.
 
-    A new bound holds for the next upload; what is stored already stays. What is in use, `twinport quota` shows.
+    A new bound holds for the next upload, a new rate for the next connection; what is stored already stays. What is in
+    use, `twinport quota` shows.
 
     \b
     Example:
@@ -229,7 +230,7 @@ def quota(name: str, max_bytes: str | None, max_files: str | None, max_rate: str
             if max_files is not None:
                 bounds = Quota(bounds.max_bytes, parse_count(max_files))
             if max_rate is not None:
-                rate = parse_bytes(max_rate)
+                rate = parse_rate(max_rate)
         except ValueError as error:
             fail(str(error), EXIT_USAGE)
         if (bounds, rate) != (account.quota, account.rate):

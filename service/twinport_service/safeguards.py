@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from twinport_protocol.errors import Refusal
 
+from .accounts.store import AccountStore
 from .bandwidth import Bandwidth
 from .config import Settings
 from .limits import Crowd, CrowdBounds
@@ -26,8 +27,13 @@ class Safeguards:
         self.log.info(f"[LISTENER] Refused a {what}: {refusal.detail}", peer=peer, code=refusal.code.value)
 
 
-def make_safeguards(settings: Settings) -> Safeguards:
-    """As the settings say."""
+def make_safeguards(settings: Settings, accounts: AccountStore | None = None) -> Safeguards:
+    """As the settings say, and for the rates of single users the accounts."""
+    total, per_user = settings.max_bytes_per_second, settings.max_bytes_per_second_per_user
+    if accounts is None:
+        bandwidth = Bandwidth(total, per_user)
+    else:
+        bandwidth = Bandwidth(total, per_user, rate_of=accounts.rate_of, has_rates=accounts.has_rates)
     return Safeguards(
         Crowd(
             CrowdBounds(
@@ -48,6 +54,6 @@ def make_safeguards(settings: Settings) -> Safeguards:
                 loopback_exempt=not settings.limit_loopback,
             )
         ),
-        Bandwidth(settings.max_bytes_per_second, settings.max_bytes_per_second_per_user),
+        bandwidth,
         RationedLog(),
     )

@@ -103,7 +103,7 @@ class Server:
             max_file_bytes=settings.max_file_bytes,
             min_free_bytes=foundation.min_free_bytes,
         )
-        self._guards = make_safeguards(settings)
+        self._guards = make_safeguards(settings, accounts)
         self._record = discard if foundation.audit is None else foundation.audit.record
         self._sessions: set[ControlSession] = set()
         self._acceptors: list[Acceptor] = []

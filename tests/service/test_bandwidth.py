@@ -140,3 +140,30 @@ def test_a_lane_of_another_user_spends_that_users() -> None:
     clock.now += 1
     lane.bind("bob")
     assert run(clock, [lane], 1)[0] >= 0.9 * MIB
+
+
+def test_a_user_may_have_a_bound_of_its_own() -> None:
+    clock = Clock()
+    own = {"alice": MIB, "bob": 4 * MIB}
+    bandwidth = Bandwidth(per_user=2 * MIB, clock=clock, rate_of=own.get, has_rates=lambda: bool(own))
+    assert bandwidth.is_bounded
+    for user, expected in (("alice", MIB), ("bob", 4 * MIB), ("carol", 2 * MIB)):
+        lane = bandwidth.lane()
+        lane.bind(user)
+        assert sum(run(clock, [lane], 4)) == pytest.approx(4 * expected, rel=0.15), user
+        lane.close()
+    own["alice"] = 8 * MIB
+    with_new_bound = bandwidth.lane()
+    with_new_bound.bind("alice")
+    assert sum(run(clock, [with_new_bound], 4)) == pytest.approx(32 * MIB, rel=0.15)
+
+
+def test_without_any_bound_nothing_is_counted() -> None:
+    own: dict[str, int] = {}
+    bandwidth = Bandwidth(rate_of=own.get, has_rates=lambda: bool(own))
+    assert not bandwidth.is_bounded
+    own["alice"] = MIB
+    assert bandwidth.is_bounded
+    lane = bandwidth.lane()
+    lane.bind("bob")
+    assert lane.take(10**9) == (10**9, 0.0)

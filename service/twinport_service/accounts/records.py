@@ -64,6 +64,8 @@ class Snapshot:
     tokens: Mapping[str, Token]
     rules: Mapping[str, tuple[Grant, ...]]
     """The grants of every account that is not disabled."""
+    has_rates: bool = False
+    """Whether any account has a bound of bytes per second."""
 
     @classmethod
     def of(cls, accounts: Mapping[str, Account]) -> Snapshot:
@@ -72,6 +74,7 @@ class Snapshot:
             MappingProxyType(dict(accounts)),
             {token.id: token for account in accounts.values() for token in account.tokens},
             {account.name: account.all_grants for account in accounts.values() if not account.is_disabled},
+            any(account.rate for account in accounts.values()),
         )
 
 

@@ -132,9 +132,13 @@ class AccountStore:
         return UNLIMITED if account is None else account.quota
 
     def rate_of(self, user: str) -> int | None:
-        """The most bytes per second of a user, over all connections; None is no bound."""
+        """The most bytes per second of a user, over all connections; None is no bound of its own."""
         account = self._snapshot.accounts.get(user)
-        return None if account is None else account.rate
+        return None if account is None else account.rate or None
+
+    def has_rates(self) -> bool:
+        """Whether any user has such a bound."""
+        return self._snapshot.has_rates
 
     # what the server itself changes ----------------------------------------------------------------------------------
 

@@ -28,6 +28,14 @@ def parse_bytes(word: str) -> int | None:
     return size
 
 
+def parse_rate(word: str) -> int | None:
+    """As :func:`parse_bytes`, a second, and at least 1K: with less nothing would ever end. ``WordError``."""
+    rate = parse_bytes(word)
+    if rate is not None and rate < _UNITS["K"]:
+        raise WordError(f"{word!r} a second is too little; it must be at least 1K, or none.")
+    return rate
+
+
 def parse_count(word: str) -> int | None:
     """``100000``: a number. ``none``: None. ``WordError``."""
     if word.lower() == "none":

@@ -173,6 +173,7 @@ def test_an_account_over_its_life(run: Command, ssh_keys: MakeKey) -> None:
     assert "files none" not in run.ok("quota", "alice", "--max-bytes", "none", "--max-rate", "1K")
     assert (run.accounts["alice"].quota, run.accounts["alice"].rate) == (Quota(None, 7), 1024)
     assert "no size" in run.refused("quota", "alice", "--max-bytes", "-5")
+    assert "too little" in run.refused("quota", "alice", "--max-rate", "0")
 
     key = ssh_keys("ecdsa-256")
     run.ok("keys", "add", "alice", str(key.path.with_suffix(".pub")), "--expires", "2027-12-31")
