@@ -27,28 +27,19 @@ from twinport_protocol.frames import (
     Message,
     encode_held,
 )
-from twinport_protocol.segments import Layout
 from twinport_protocol.tickets import Action, Ticket, TicketKeys
 
 from .access import Act, Decide, allow_all, require
 from .channel_audit import ChannelAudit
+from .channel_download import Download, OpenReaders, Payload
 from .log import get_log
-from .storage.contract import Published, Reader, Storage
+from .storage.contract import Published
 from .uploads import UploadDesk, UploadHandle
+
+__all__ = ["INLINE_BYTES", "ChannelSession", "Payload", "Tally"]
 
 INLINE_BYTES = 64 * 1024
 """SEG payloads up to this size are read into the outgoing bytes; larger ones are moved by the owner of the socket."""
-
-
-@dataclass
-class Payload:
-    """Bytes that the owner of the socket moves itself, after everything that stands before them in ``outgoing``."""
-
-    reader: Reader
-    offset: int
-    remaining: int
-    release: Callable[[], None]
-    """To be called once the bytes went out, or never will."""
 
 
 @dataclass
@@ -58,42 +49,6 @@ class Tally:
     files_in: int = 0
     bytes_in: int = 0
     bytes_out: int = 0
-
-
-class _Download:
-    """A download attachment: its reader is opened at the first GET, closed when it is over and no payload needs it."""
-
-    def __init__(self, storage: Storage, ticket: Ticket) -> None:
-        self.token = ticket.scope
-        self.user = ticket.user
-        self.sent_bytes = 0
-        self.layout = Layout.of(ticket.size)
-        self._storage = storage
-        self._reader: Reader | None = None
-        self._payloads = 0
-        self._over = False
-
-    def reader(self) -> Reader:
-        if self._reader is None:
-            self._reader = self._storage.open_reader(self.token)
-        return self._reader
-
-    def payload(self, position: int, length: int) -> Payload:
-        self._payloads += 1
-        return Payload(self.reader(), position, length, self._release)
-
-    def _release(self) -> None:
-        self._payloads -= 1
-        self._close_when_done()
-
-    def close(self) -> None:
-        self._over = True
-        self._close_when_done()
-
-    def _close_when_done(self) -> None:
-        if self._over and not self._payloads and self._reader is not None:
-            self._reader.close()
-            self._reader = None
 
 
 class ChannelSession:
@@ -124,7 +79,8 @@ class ChannelSession:
         self._decide = decide
         self._wire = ChannelServer(limits)
         self._piece_bytes = limits.piece
-        self._attached: dict[int, UploadHandle | _Download] = {}
+        self._attached: dict[int, UploadHandle | Download] = {}
+        self._readers = OpenReaders(desk.storage)
         self._refused: dict[int, ErrorCode] = {}
         self._put_status: int | None = None
         self._whole: bytearray | None = None
@@ -278,7 +234,7 @@ class ChannelSession:
             reader = download.reader()
             if reader.zero_copy and length > INLINE_BYTES:
                 self.outgoing.append(self._wire.segment_header(get, offset, length, last=last))
-                self.outgoing.append(download.payload(position, length))
+                self.outgoing.append(download.payload(reader, position, length))
             else:
                 data = bytearray(length)
                 if reader.read_into(position, data) != length:
@@ -297,9 +253,9 @@ class ChannelSession:
             if get.flags & DETACH_AFTER:
                 self._detach(get.attachment)
 
-    def _readable(self, get: Header, offset: int) -> tuple[_Download, int]:
+    def _readable(self, get: Header, offset: int) -> tuple[Download, int]:
         download = self._attached.get(get.attachment)
-        if not isinstance(download, _Download):
+        if not isinstance(download, Download):
             raise Refusal(self._refused.get(get.attachment, ErrorCode.NOT_ATTACHED))
         if get.segment >= download.layout.count or get.offset + get.length > download.layout.length(get.segment):
             raise Refusal(ErrorCode.BAD_REQUEST, "beyond the segment")
@@ -328,7 +284,7 @@ class ChannelSession:
             else:
                 # What may be read is decided when the ticket is given; here, whether its user still may do anything.
                 require(self._decide, ticket.user, Act.SEE, "")
-                self._attached[attachment] = _Download(self._desk.storage, ticket)
+                self._attached[attachment] = Download(self._readers, ticket)
             self._refused.pop(attachment, None)
             self._audit.attached(attachment)
             self.attached_once = True
@@ -360,7 +316,7 @@ class ChannelSession:
 
     def _manifest(self, attachment: int) -> bytes:
         download = self._attached.get(attachment)
-        if not isinstance(download, _Download):
+        if not isinstance(download, Download):
             raise Refusal(self._refused.get(attachment, ErrorCode.NOT_ATTACHED))
         return self._desk.storage.manifest(download.token).digests
 

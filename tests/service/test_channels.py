@@ -299,6 +299,25 @@ def test_a_download_goes_on_when_its_attachment_is_detached_in_mid_answer(
 # unattached sockets ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("storage_kind", ["local"], indirect=True)
+@pytest.mark.parametrize("size", [10, 300_000], ids=["small", "kept open as a version"])
+def test_open_files_do_not_follow_attachments(
+    server: RunningServer, control: RawControl, channel: RawChannel, oracle: Oracle, size: int
+) -> None:
+    files = {f"f{number:02d}": os.urandom(size) for number in range(60)}
+    for name, data in files.items():
+        (server.settings.root / name).write_bytes(data)
+    versions = {name: control.download(name) for name in files}
+    before = len(os.listdir("/proc/self/fd"))
+    for attachment, (name, data) in enumerate(files.items(), 1):
+        channel.attach(versions[name].ticket, attachment)
+        assert channel.get_all(attachment, 0, 0, size // 2) == data[: size // 2]
+    assert len(os.listdir("/proc/self/fd")) - before <= 17
+    for attachment, data in enumerate(files.values(), 1):  # and every one of them goes on
+        assert channel.get_all(attachment, 0, size // 2, size // 2, DETACH_AFTER) == data[size // 2 :]
+    await_true(lambda: len(os.listdir("/proc/self/fd")) <= before)
+
+
 @in_a_hurry
 def test_a_socket_that_does_not_attach_is_closed(server: RunningServer, oracle: Oracle) -> None:
     silent = RawChannel(server.data_address, magic=False)
