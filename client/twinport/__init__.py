@@ -14,7 +14,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .client import Client, connect
+    from .client import Client
+    from .connecting import connect
     from .engine import Policy
     from .entries import RemoteEntry
     from .errors import TwinportError
@@ -34,7 +35,7 @@ __all__ = [
 _HOMES = {
     "Client": "client",
     "RemoteEntry": "entries",
-    "connect": "client",
+    "connect": "connecting",
     "Policy": "engine",
     "TwinportError": "errors",
     "Failure": "report",

@@ -204,7 +204,7 @@ def test_plaintext_pays_neither_for_tls_nor_for_keys(shared_server: ServerProces
 
 
 def test_the_library_names_its_parts_and_nothing_else() -> None:
-    assert twinport.connect.__module__ == "twinport.client"
+    assert twinport.connect.__module__ == "twinport.connecting"
     assert twinport.errors.UsageError.exit_code == 2
     assert all(getattr(twinport, name) is not None for name in dir(twinport) if name in twinport.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
