@@ -43,7 +43,7 @@ def open_foundation(settings: Settings) -> Foundation:
             storage = stack.enter_context(closing(LocalStorage(root, require_used=settings.require_used, usage=usage)))
             own = root / OWN_DIRECTORY
             keys = load_identity(own / "identity.json")
-            accounts = stack.enter_context(closing(AccountStore(own / FILE_NAME)))
+            accounts = stack.enter_context(closing(AccountStore(own / FILE_NAME, open_to_all=settings.open)))
             tls = _open_tls(settings, own) if settings.tls != "off" else None
             ledger = SqliteLedger(own / "ledger.db", max_open_uploads_per_user=settings.max_open_uploads, usage=usage)
             floor_bytes = settings.min_free_bytes if settings.min_free_bytes >= 0 else _default_floor(root)

@@ -26,7 +26,7 @@ from twinport_protocol.tickets import decode_ticket, encode_ticket
 from twinport_service.certificates import CURRENT_FILE, make_next, switch_over
 
 from tests.service.conftest import MakeFoundation, StartServer, in_a_hurry
-from tests.service.daemon import running_daemon
+from tests.service.daemon import run_daemon, running_daemon
 from tests.service.raw_client import (
     Address,
     ClosedError,
@@ -185,6 +185,17 @@ def test_a_ticket_given_over_tls_is_of_no_use_without(
         assert channel.put_segment(1, 0, b"abc", commit=True) is AckStatus.COMMITTED
         channel.attach(open_to_all.ticket, 2)
         assert channel.put_segment(2, 0, b"abc", commit=True) is AckStatus.COMMITTED
+
+
+def test_an_open_server_stays_open_when_there_are_accounts(root: Path, storage_kind: str) -> None:
+    added = run_daemon("user", "add", "anna", "--root", str(root), "--no-password")
+    assert added.returncode == 0, added.stderr
+    with running_daemon(root) as daemon, RawControl(daemon.control_address) as client:
+        assert client.greeting["login"] == "required"
+        assert client.refused(Verb.STAT, "x") is ErrorCode.LOGIN_REQUIRED
+    with running_daemon(root, "--open") as daemon, RawControl(daemon.control_address) as client:
+        assert client.greeting["login"] == "offered"
+        assert client.refused(Verb.STAT, "x") is ErrorCode.FILE_NOT_FOUND
 
 
 def test_plaintext_where_only_tls_is_served(strict: RunningServer) -> None:

@@ -36,9 +36,10 @@ class LoginMode(enum.Enum):
 
 class AccountStore:
     """See the module. Raises ``AccountsUnusable`` when the database cannot be used at the start. Look-ups are safe on
-    any thread, the event loop's included."""
+    any thread, the event loop's included. With ``open_to_all`` whoever does not log in may do everything."""
 
-    def __init__(self, path: Path, *, watch_seconds: float = WATCH_SECONDS) -> None:
+    def __init__(self, path: Path, *, watch_seconds: float = WATCH_SECONDS, open_to_all: bool = False) -> None:
+        self._open_to_all = open_to_all
         self._watch_seconds = watch_seconds
         self._lock = threading.Lock()
         self._database = AccountDatabase(path)
@@ -99,14 +100,14 @@ class AccountStore:
     @property
     def allows_anonymous(self) -> bool:
         """Whether those who do not log in may do something."""
-        return not self._has_accounts or ANONYMOUS in self._snapshot.rules
+        return self._open_to_all or not self._has_accounts or ANONYMOUS in self._snapshot.rules
 
     @property
     def login_mode(self) -> LoginMode:
         """What the greeting says."""
         if not self._has_accounts:
             return LoginMode.NONE
-        return LoginMode.OFFERED if ANONYMOUS in self._snapshot.rules else LoginMode.REQUIRED
+        return LoginMode.OFFERED if self.allows_anonymous else LoginMode.REQUIRED
 
     def account(self, name: str) -> Account | None:
         """An account, disabled or not."""
@@ -118,11 +119,13 @@ class AccountStore:
 
     def is_active(self, user: str) -> bool:
         """Whether the user has an account that is not disabled. Without accounts everybody has."""
+        if self._open_to_all and user == ANONYMOUS:
+            return True
         return not self._has_accounts or user in self._snapshot.rules
 
     def decide(self, user: str, act: Act, path: str) -> bool:
         """The ``access.Decide`` of these accounts."""
-        if not self._has_accounts:
+        if not self._has_accounts or (self._open_to_all and user == ANONYMOUS):
             return True
         return is_allowed(self._snapshot.rules.get(user, ()), act, path)
 
