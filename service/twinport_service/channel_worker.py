@@ -145,10 +145,11 @@ class ChannelWorker:
         hold_seconds = self._transport.hold_seconds()
         timeout = 0.0 if at_once else self._timeout()
         if hold_seconds:
-            self._patience.pause()
             timeout = min(timeout, hold_seconds)
         borrows = self._buffer is not None or self._transport.borrows
         ready = poller.poll((min(timeout, _LINGER_SECONDS) if borrows else timeout) * 1000)
+        if hold_seconds:
+            self._patience.pause()
         if not ready and borrows and not at_once:
             self._transport.rest()
             self._rest()

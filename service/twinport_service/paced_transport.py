@@ -12,6 +12,9 @@ from .bandwidth import Bandwidth
 from .channel_session import Payload
 from .channel_transport import ChannelTransport
 
+_UNBOUND_BYTES = 4096
+"""What is received at a time before it is known whose it is: a ticket, and not the whole file behind it."""
+
 
 class PacedTransport:
     """See the module. One lane each way: TLS insists on being offered again what it refused, so what is received must
@@ -68,7 +71,8 @@ class PacedTransport:
     def receive_into(self, buffer: bytearray | memoryview) -> int:
         """See the contract."""
         if not self._is_bound:
-            return self._inner.receive_into(buffer)
+            with memoryview(buffer) as view, view[:_UNBOUND_BYTES] as part:
+                return self._inner.receive_into(part)
         allowed, wait_seconds = self._receiving.take(len(buffer))
         self._receive_at = self._clock() + wait_seconds if not allowed else None
         if not allowed:
