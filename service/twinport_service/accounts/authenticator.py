@@ -16,6 +16,7 @@ from twinport_protocol.errors import ErrorCode, ProtocolError, Refusal
 
 from twinport_service.audit import OK, AuditEntry, AuditEvent, Record, discard
 from twinport_service.log import get_log
+from twinport_service.rationed_log import RationedLog
 
 from .keys import verify_signature
 from .passwords import PasswordDesk
@@ -68,6 +69,7 @@ class Authenticator:
         record: Record = discard,
     ) -> None:
         self._record = record
+        self._rationed = RationedLog()
         self.store = store
         self._throttle = throttle
         self._passwords = passwords or PasswordDesk(store.replace_password_hash)
@@ -186,9 +188,8 @@ class Authenticator:
     def _refused(self, request: LoginRequest, error: Refusal | ProtocolError) -> Refusal:
         if error.code is ErrorCode.LOGIN_FAILED:
             return self._failed(request, error.detail)
-        get_log().warning(
-            f"[LOGIN] Put off from {request.peer}", peer=request.peer, user=self._name(request), code=error.code.value
-        )
+        # However fast somebody asks while locked: that costs a line a second.
+        self._rationed.info("[LOGIN] Put off", user=self._name(request), code=error.code.value, peer=request.peer)
         event = AuditEvent.LOCK if error.code is ErrorCode.LOCKED else AuditEvent.LOGIN
         self._note(event, request, self._name(request), error.code.value)
         return error if isinstance(error, Refusal) else Refusal(error.code, error.detail)
