@@ -17,9 +17,9 @@ from twinport_protocol.messages import Reply, ReplyKind, Verb
 from twinport_protocol.segments import Manifest
 from twinport_protocol.tickets import decode_ticket
 
-from .addresses import DEFAULT_PORT, Address
+from .addresses import Address
 from .backoff import Backoff
-from .connector import Connector, Security, TlsMode
+from .connector import Connector, Security
 from .engine import Policy
 from .entries import RemoteEntry, checked_name, checked_prefix, parse_entry, parse_size_and_root
 from .errors import (
@@ -52,7 +52,7 @@ _Replies = list[Reply]  # inside the class, list is a method
 
 
 class Client:
-    """A connection to a server; see :func:`connect`. Reconnects by itself while something is under way."""
+    """A connection to a server; see :func:`twinport.connect`. Reconnects by itself while something is under way."""
 
     def __init__(
         self,
@@ -248,7 +248,22 @@ class Client:
     def move(self, source: str, target: str, *, if_absent: bool = False) -> None:
         """Rename a file, replacing what is at ``target``, or a directory. ``NotFoundError``, ``ConflictError``."""
         options = {"if-absent": "1"} if if_absent else {}
-        self._call(f"cannot move {source}", Verb.MOVE, (checked_name(source), checked_name(target)), options)
+        words = (checked_name(source), checked_name(target))
+        before = self._look(source)
+        tries: _Tries = []
+        try:
+            self._call(f"cannot move {source}", Verb.MOVE, words, options, tries)
+        except NotFoundError:
+            # The first try's answer was lost; the second finds the work done: what was there is at the target now.
+            if len(tries) == 1 or before is None or not before.is_same_as(self._look(target)):
+                raise
+
+    def _look(self, name: str) -> RemoteEntry | None:
+        """What ``name`` is; None where there is nothing that this user may see."""
+        try:
+            return self.stat(name)
+        except (NotFoundError, DeniedError):
+            return None
 
     def mkdir(self, name: str) -> None:
         """Make a directory and its parents; harmless when it is there. ``ConflictError``."""
@@ -355,58 +370,6 @@ class Client:
 
 
 CALL_TRIES = 5
-
-
-def connect(  # noqa: PLR0913  # keywords that most callers leave out
-    host: str,
-    port: int = DEFAULT_PORT,
-    *,
-    user: str | None = None,
-    key: str | os.PathLike[str] | None = None,
-    password: str | None = None,
-    token: str | None = None,
-    fingerprint: str | None = None,
-    tls: bool | None = None,
-    plaintext: bool = False,
-    ca_file: str | os.PathLike[str] | None = None,
-    channels: int = 4,
-    patience_seconds: float = PATIENCE_SECONDS,
-    silent_seconds: float = SILENT_SECONDS,
-    policy: Policy | None = None,
-) -> Client:
-    """Connect to a server; use the client as a context manager, or close it.
-
-    TLS is used to every host but this machine, and there when ``tls`` says so or the server is known for it; its
-    certificate must be ``fingerprint`` (64 hexadecimal digits), one that ``twinport`` has accepted before, or one that
-    the system's authorities, or those in ``ca_file``, vouch for. ``plaintext`` goes without, anywhere. Nobody is asked
-    anything. To log in, give ``user`` with ``key`` (a file; also a public key, whose other half the SSH agent holds) or
-    ``password``, or ``token`` alone; with ``user`` alone the agent's keys and the usual key files are tried.
-
-    ``channels`` bounds the data connections of a transfer; ``patience_seconds`` how long one goes on trying while
-    nothing moves; ``silent_seconds`` how long a data connection may owe an answer. ``NetworkError``, ``BusyError``,
-    ``TrustError``, ``LoginError``, ``UsageError``.
-    """
-    from .credentials import Credentials, make_login  # noqa: PLC0415  # parsing options must not pay for it
-    from .fingerprints import parse_fingerprint  # noqa: PLC0415
-
-    if plaintext and tls:
-        raise UsageError("TLS and plaintext at once make no sense")
-    mode = TlsMode.AUTO if tls is None else TlsMode.ALWAYS if tls else TlsMode.NEVER
-    return Client(
-        Address(host, port),
-        security=Security(
-            tls=TlsMode.PLAINTEXT if plaintext else mode,
-            fingerprint=None if fingerprint is None else parse_fingerprint(fingerprint, "fingerprint"),
-            ca_file=None if ca_file is None else os.fspath(ca_file),
-        ),
-        login=make_login(
-            Credentials(user=user, key=None if key is None else os.fspath(key), password=password, token=token)
-        ),
-        channels=channels,
-        patience_seconds=patience_seconds,
-        silent_seconds=silent_seconds,
-        policy=policy,
-    )
 
 
 def _finish(tree: Any) -> None:

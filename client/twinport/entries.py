@@ -33,6 +33,15 @@ class RemoteEntry:
         """What listings are ordered by."""
         return self.name + "/" if self.is_directory else self.name
 
+    def is_same_as(self, other: RemoteEntry | None) -> bool:
+        """Whether ``other`` is this one under another name, as far as can be told without its bytes."""
+        if other is None or self.is_directory or other.is_directory:
+            return other is not None and self.kind == other.kind
+        return (
+            (self.size, self.mtime_ns, self.executable) == (other.size, other.mtime_ns, other.executable)
+            and (self.root is None or other.root is None or self.root == other.root)
+        )
+
 
 def parse_entry(name: str, reply: Reply) -> RemoteEntry:
     """The entry that a reply describes. ``ServerProtocolError``."""

@@ -66,10 +66,12 @@ class Flusher:
         with self._changed:
             group, self._waiting = self._waiting, []
         if group:
-            self._publish(group)
-            with self._changed:
-                self._in_hand -= len(group)
-                self._changed.notify_all()
+            try:
+                self._publish(group)
+            finally:
+                with self._changed:
+                    self._in_hand -= len(group)
+                    self._changed.notify_all()
 
     def close(self) -> None:
         """Publish what waits and end the thread."""
@@ -93,14 +95,24 @@ class Flusher:
 
     def _publish(self, group: list[_Entry]) -> None:
         outcomes: list[tuple[Any, TwinportError | None]] = []
+        try:
+            self._try_publish(group, outcomes)
+        except Exception as error:  # whatever it is: a transfer that is told nothing would wait for ever
+            told = {id(job) for job, _ in outcomes}
+            outcomes += [(entry.job, self._failure(entry, error)) for entry in group if id(entry.job) not in told]
+        for entry in group:
+            entry.partial.close()
+        self._on_done(outcomes)
+
+    def _try_publish(self, group: list[_Entry], outcomes: list[tuple[Any, TwinportError | None]]) -> None:
         durable = self._flush_contents(group, outcomes)
         published: list[_Entry] = []
         for entry in durable:
             try:
                 entry.partial.publish()
                 published.append(entry)
-            except OSError as error:
-                outcomes.append((entry.job, as_failure(f"cannot write {self._tree.show(entry.partial.name)}", error)))
+            except (OSError, TwinportError) as error:
+                outcomes.append((entry.job, self._failure(entry, error)))
         try:
             self._tree.sync_made()
             for descriptor in {entry.partial.directory.descriptor for entry in published}:
@@ -108,9 +120,12 @@ class Flusher:
             outcomes += [(entry.job, None) for entry in published]
         except (OSError, TwinportError) as error:
             outcomes += [(entry.job, as_failure("cannot flush the target directory", error)) for entry in published]
-        for entry in group:
-            entry.partial.close()
-        self._on_done(outcomes)
+
+    def _failure(self, entry: _Entry, error: Exception) -> TwinportError:
+        subject = f"cannot write {self._tree.show(entry.partial.name)}"
+        if isinstance(error, (OSError, TwinportError)):
+            return as_failure(subject, error)
+        return TwinportError(f"{subject}: {type(error).__name__}: {error}")
 
     def _flush_contents(
         self, group: list[_Entry], outcomes: list[tuple[Any, TwinportError | None]]
@@ -128,7 +143,7 @@ class Flusher:
             except OSError as error:
                 # The kernel may have dropped the pages: nothing of this file can be trusted on disk.
                 entry.partial.discard()
-                outcomes.append((entry.job, as_failure(f"cannot write {self._tree.show(entry.partial.name)}", error)))
+                outcomes.append((entry.job, self._failure(entry, error)))
         return durable
 
 

@@ -107,8 +107,11 @@ class Partial:
         except BlockingIOError:
             text = "another program is fetching it; wait for it to end"
             raise BusyError(f"cannot write {self._tree.show(self.name)}: {text}") from None
-        if self.is_fresh:
-            return True
+        return self.is_fresh or self._is_named()
+
+    def _is_named(self) -> bool:
+        """Whether the open file is still the one under the partial's name."""
+        found = os.fstat(self.descriptor)
         try:
             named = os.stat(self._partial, dir_fd=self.directory.descriptor, follow_symlinks=False)
         except FileNotFoundError:
@@ -185,19 +188,27 @@ class Partial:
         os.utime(self.descriptor, ns=(mtime_ns, mtime_ns))
 
     def publish(self) -> None:
-        """Under its name from now on: after the content is durable. The directory must be flushed after."""
+        """Under its name from now on: after the content is durable. The directory must be flushed after. ``OSError``;
+        ``BusyError`` when the partial's name stands for another file by now, whose bytes nobody verified."""
+        if not self._is_named():
+            text = "another program replaced its partial; run the same command again"
+            raise BusyError(f"cannot write {self._tree.show(self.name)}: {text}")
         at = self.directory.descriptor
         os.rename(self._partial, self._base, src_dir_fd=at, dst_dir_fd=at)
 
     def discard(self) -> None:
-        """Remove it."""
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._partial, dir_fd=self.directory.descriptor)
+        """Remove it, if that can be. Never raises: whoever discards has a failure to report already, and what stays is
+        verified before any of it is used."""
+        with contextlib.suppress(OSError):
+            if self._is_named():
+                os.unlink(self._partial, dir_fd=self.directory.descriptor)
 
     def _shut(self) -> None:
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
-            self.descriptor = -1
+        descriptor, self.descriptor = self.descriptor, -1
+        if descriptor >= 0:
+            # What closing reports (a network file system, late) is about bytes that are verified when they are needed.
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
 
     def close(self) -> None:
         """Unlock and close; what is there stays for the next run."""

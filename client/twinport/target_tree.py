@@ -16,7 +16,7 @@ from twinport_protocol.errors import ProtocolError
 from twinport_protocol.names import is_portable, parse_name
 
 from .errors import DeniedError, IntegrityError, TwinportError, UsageError, local_failure
-from .walk import show
+from .walk import is_partial_name, show
 
 MAX_CACHED = 64
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -125,12 +125,17 @@ class TargetTree:
         """Make durable the directories that were made, and their names in their parents. ``OSError``."""
         with self._lock:
             made, self._made = sorted(self._made), set()
-        for parent in made:
-            directory = self.hold(parent)
-            try:
-                os.fsync(directory.descriptor)
-            finally:
-                self.release(directory)
+        try:
+            while made:
+                directory = self.hold(made[-1])
+                try:
+                    os.fsync(directory.descriptor)
+                finally:
+                    self.release(directory)
+                made.pop()
+        finally:
+            with self._lock:  # what could not be flushed is no more durable for the next who asks
+                self._made.update(made)
 
     def close(self) -> None:
         """Close all; nobody may hold anything any more."""
@@ -146,7 +151,8 @@ class TargetTree:
 def safe_name(name: str, platform: str = sys.platform) -> str:
     """``name`` as it came from the server, if it can be nothing but a path below the target; else raises.
 
-    ``IntegrityError``: no honest server lists such a name. ``DeniedError``: this system has no such file name.
+    ``IntegrityError``: no honest server lists such a name. ``DeniedError``: this system has no such file name, or it
+    is one of those under which unfinished downloads are kept, so that one file's bytes could end up under another name.
     """
     try:
         safe = parse_name(name)
@@ -155,6 +161,9 @@ def safe_name(name: str, platform: str = sys.platform) -> str:
         raise IntegrityError(f"{show(name)}: {text}", "InvalidName") from None
     if platform == "win32" and not is_portable(safe):
         raise DeniedError(f"{show(name)}: Windows has no such file name; rename it on the server", "InvalidName")
+    if any(map(is_partial_name, safe.split("/"))):
+        text = "such names are kept for unfinished downloads here; rename or remove it on the server"
+        raise DeniedError(f"{show(name)}: {text}", "InvalidName")
     return safe
 
 

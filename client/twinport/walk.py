@@ -78,48 +78,80 @@ def remote_base(path: str) -> str:
 
 def find_tree(path: str, name: str, *, follow: bool = False) -> Iterator[Found]:
     """Everything below the directory ``path``, under the remote name ``name``."""
-    yield from _Walk(os.path.realpath(path), follow).directory(path, name, frozenset())
+    yield from _Walk(os.path.realpath(path), follow).tree(path, name)
+
+
+class _Level:
+    """One open directory of a walk: what of it is still to come, under which prefix, and which it is."""
+
+    __slots__ = ("entries", "identity", "prefix")
+
+    def __init__(
+        self, entries: Iterator[tuple[str, os.DirEntry[str]]], prefix: str, identity: tuple[int, int] | None
+    ) -> None:
+        self.entries = entries
+        self.prefix = prefix
+        self.identity = identity
 
 
 class _Walk:
     def __init__(self, real_root: str, follow: bool) -> None:
         self._inside = real_root.rstrip(os.sep) + os.sep
         self._follow = follow
+        self._levels: list[_Level] = []
+        self._above: set[tuple[int, int]] = set()
+        """The directories on the way, so that a link loop ends."""
 
-    def directory(self, path: str, name: str, above: frozenset[tuple[int, int]]) -> Iterator[Found]:
-        """One directory and what is below; ``above`` are the directories on the way, so that a link loop ends."""
+    def tree(self, path: str, name: str) -> Iterator[Found]:
+        """One directory and what is below, however deep."""
+        yield from self._enter(path, name)
+        while self._levels:
+            level = self._levels[-1]
+            key, entry = next(level.entries, ("", None))
+            if entry is None:
+                self._levels.pop()
+                if level.identity is not None:
+                    self._above.discard(level.identity)
+            elif entry.is_symlink() and not self._may_follow(entry):
+                reason = "it does not stay inside the tree" if self._follow else "it is a symbolic link"
+                yield Note(f"skipped {show(entry.path)}: {reason}")
+            elif key.endswith("/"):
+                yield from self._enter(entry.path, level.prefix + entry.name)
+            else:
+                yield self._file(entry, level.prefix + entry.name)
+
+    def _enter(self, path: str, name: str) -> Iterator[Found]:
+        """Go into a directory; itself, if there is nothing in it."""
+        identity: tuple[int, int] | None = None
         try:
             with os.scandir(path) as scan:
                 entries = list(scan)
             if self._follow:
                 here = os.stat(path)
-                above = above | {(here.st_dev, here.st_ino)}
+                identity = (here.st_dev, here.st_ino)
         except OSError as error:
             yield Failure(show(path), local_failure(f"cannot read {show(path)}", error))
             return
         if not entries and name:
-            yield EmptyDirectory(name)
+            refused = name_error(name, path)
+            yield EmptyDirectory(name) if refused is None else Failure(show(path), refused)
             return
-        prefix = name + "/" if name else ""
         keyed = [(entry.name + "/" if _is_directory(entry, self._follow) else entry.name, entry) for entry in entries]
         keyed.sort(key=lambda item: item[0])
-        for key, entry in keyed:
-            if entry.is_symlink() and not self._may_follow(entry, above):
-                reason = "it does not stay inside the tree" if self._follow else "it is a symbolic link"
-                yield Note(f"skipped {show(entry.path)}: {reason}")
-            elif key.endswith("/"):
-                yield from self.directory(entry.path, prefix + entry.name, above)
-            else:
-                yield self._file(entry, prefix + entry.name)
+        if identity in self._above:
+            identity = None  # mounted within itself: whoever entered first also leaves last
+        elif identity is not None:
+            self._above.add(identity)
+        self._levels.append(_Level(iter(keyed), name + "/" if name else "", identity))
 
-    def _may_follow(self, entry: os.DirEntry[str], above: frozenset[tuple[int, int]]) -> bool:
+    def _may_follow(self, entry: os.DirEntry[str]) -> bool:
         if not self._follow or not os.path.realpath(entry.path).startswith(self._inside):
             return False
         try:
             target = entry.stat()
         except OSError:
             return False
-        return (target.st_dev, target.st_ino) not in above
+        return (target.st_dev, target.st_ino) not in self._above
 
     def _file(self, entry: os.DirEntry[str], name: str) -> Found:
         try:
@@ -128,7 +160,7 @@ class _Walk:
             return Failure(show(entry.path), local_failure(f"cannot send {show(entry.path)}", error))
         if not stat.S_ISREG(found.st_mode):
             return Note(f"skipped {show(entry.path)}: it is neither a file nor a directory")
-        if entry.name.startswith(".") and entry.name.endswith(PARTIAL_SUFFIX):
+        if is_partial_name(entry.name):
             return Note(f"skipped {show(entry.path)}: it is an unfinished download")
         return _named(SourceFile.of(entry.path, name, found))
 
@@ -155,6 +187,11 @@ def name_error(name: str, path: str) -> TwinportError | None:
             text = "the name is not valid UTF-8; rename it"
         return SourceError(f"cannot send {show(path)}: {text} [{error.code.value}]", error.code.value)
     return None
+
+
+def is_partial_name(base: str) -> bool:
+    """Whether an unfinished download may be called so; where case is nothing, also in other letters."""
+    return base.startswith(".") and base.casefold().endswith(PARTIAL_SUFFIX)
 
 
 def show(path: str) -> str:

@@ -14,10 +14,13 @@ from twinport import errors
 from twinport.client import Client
 from twinport.entries import RemoteEntry
 from twinport.feeds import DownloadFeed, Wanted
+from twinport.partials import partial_name
 from twinport.report import TransferReport
 from twinport_protocol.segments import MIN_SEGMENT_BYTES, Layout
 
 from tests.client.servers import ServerProcess
+
+MEBI = 1024 * 1024
 
 SMALL = 256 * 1024
 SIZES = [0, 1, 4096, SMALL, SMALL + 1, MIN_SEGMENT_BYTES, MIN_SEGMENT_BYTES + 1, 3 * MIN_SEGMENT_BYTES + 12345]
@@ -186,6 +189,7 @@ def test_names_that_no_server_takes_are_reported_and_the_rest_goes_on(
     (tree / "good").write_bytes(b"good")
     with open(os.fsencode(tree) + b"/bad\xff", "wb"):
         pass
+    os.mkdir(os.fsencode(tree) + b"/empty\xfe")
     (tree / "new\nline").write_bytes(b"")
     with pytest.raises(errors.PartialFailureError) as caught:
         client.put(tree, prefix, recursive=True)
@@ -194,7 +198,8 @@ def test_names_that_no_server_takes_are_reported_and_the_rest_goes_on(
     messages = sorted(failure.error.message for failure in report.failures)
     assert "not valid UTF-8" in messages[0]
     assert "\\udcff" in messages[0]
-    assert "new\\nline" in messages[1]
+    assert "\\udcfe" in messages[1]
+    assert "new\\nline" in messages[2]
     assert caught.value.exit_code == 1
 
 
@@ -233,6 +238,22 @@ def test_an_unreadable_file_fails_alone(
     report = client.put(tmp_path / "tree", prefix, recursive=True, check=False)
     assert report.files_done == 1
     assert [type(failure.error) for failure in report.failures] == [errors.DeniedError]
+
+
+@pytest.mark.parametrize(("partial_bytes", "file_bytes"), [(10, 20), (500_000, 400_000), (9 * MEBI, 30 * MEBI)])
+def test_a_remote_name_that_a_partial_may_have_is_refused_and_its_neighbour_has_its_own_bytes(
+    client: Client, make_file: Callable[..., Path], prefix: str, tmp_path: Path, partial_bytes: int, file_bytes: int
+) -> None:
+    path = make_file("x", file_bytes, seed=1)
+    client.put(path, prefix)
+    client.put(make_file(partial_name("x"), partial_bytes, seed=2), prefix)
+    report = client.get(prefix, tmp_path / "back", recursive=True, check=False)
+    assert [(failure.name, failure.error.code) for failure in report.failures] == [
+        (f"{prefix}/{partial_name('x')}", "InvalidName")
+    ]
+    assert {path.name: path.read_bytes() for path in (tmp_path / "back" / prefix).iterdir()} == {"x": path.read_bytes()}
+    with pytest.raises(errors.DeniedError, match="kept for unfinished downloads"):
+        client.get(f"{prefix}/{partial_name('x')}", tmp_path / "back")
 
 
 def test_two_names_for_one_target_are_refused(

@@ -3,6 +3,7 @@ vain."""
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from twinport.addresses import Address
 from twinport.client import Client
 from twinport.engine import Policy
 from twinport.partials import partial_name
+from twinport.report import TransferReport
 from twinport_protocol.segments import MIN_SEGMENT_BYTES
 
 from tests.client.conftest import Connect
@@ -247,6 +249,79 @@ def test_a_small_file_whose_acknowledgement_is_lost_is_asked_for_by_the_same_id(
     assert asked[0] == asked[1]
     assert [entry.name for entry in client.list(prefix)] == [f"{prefix}/file"]
     assert client.verify(f"{prefix}/file", path)
+
+
+@pytest.mark.parametrize("kind", ["file", "directory", "nothing"])
+def test_a_move_whose_answer_is_lost_is_told_from_one_that_never_was(
+    client: Client,
+    shared_server: ServerProcess,
+    make_proxy: MakeProxy,
+    connect: Connect,
+    make_file: MakeFile,
+    prefix: str,
+    kind: str,
+) -> None:
+    client.put(make_file("file", 1000), f"{prefix}/from")
+    client.put(make_file("other", 2000), f"{prefix}/taken")
+    asked, lost = Once(), Once()
+
+    def rule(passage: Passage, going: str, data: bytes) -> bytes | None:
+        if passage.kind == "control" and going == "up" and b" MOVE " in data:
+            asked()
+        if passage.kind == "control" and going == "down" and asked.happened and lost():
+            passage.cut()
+            return None
+        return data
+
+    through = connect(make_proxy(shared_server, rule))
+    if kind == "file":
+        through.move(f"{prefix}/from/file", f"{prefix}/taken/other")
+        assert client.stat(f"{prefix}/taken/other").size == 1000
+    elif kind == "directory":
+        through.move(f"{prefix}/from", f"{prefix}/to")
+        assert client.stat(f"{prefix}/to/file").size == 1000
+    else:
+        with pytest.raises(errors.NotFoundError, match="cannot move"):
+            through.move(f"{prefix}/from/missing", f"{prefix}/taken/other")
+        assert client.stat(f"{prefix}/taken/other").size == 2000
+    assert lost.happened
+
+
+@pytest.mark.parametrize("size", [1000, LARGE])
+def test_a_target_that_turns_read_only_fails_the_file_and_ends_the_transfer(
+    client: Client,
+    make_file: MakeFile,
+    prefix: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    size: int,
+) -> None:
+    client.put(make_file("file", size), prefix)
+    (tmp_path / "back").mkdir()
+    reports: list[TransferReport] = []
+
+    def fsync(descriptor: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    def unlink(*rest: object, **more: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        patch.setattr(os, "unlink", unlink)
+        fetching = threading.Thread(
+            target=lambda: reports.append(client.get(f"{prefix}/file", tmp_path / "back", check=False)), daemon=True
+        )
+        fetching.start()
+        fetching.join(20)
+        assert not fetching.is_alive(), "it never ends"
+    ((failure,),) = (report.failures for report in reports)
+    assert "cannot write" in failure.error.message
+    assert "Input/output error" in failure.error.message
+    assert not (tmp_path / "back/file").exists()
+    # The disk is well again: what is there is verified, and the rest is fetched.
+    client.get(f"{prefix}/file", tmp_path / "back")
+    assert os.listdir(tmp_path / "back") == ["file"]
 
 
 def test_an_interrupted_upload_goes_on_where_it_stopped(

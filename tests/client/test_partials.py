@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,12 @@ import pytest
 from twinport import errors
 from twinport.flusher import Flusher
 from twinport.partials import Partial, partial_name
-from twinport.target_tree import TargetTree
+from twinport.target_tree import TargetTree, safe_name
 from twinport_protocol.segments import MIN_SEGMENT_BYTES, Layout
 
 SIZE = 2 * MIN_SEGMENT_BYTES + 3
 ROOT = bytes(range(32))
+AWAIT_SECONDS = 10.0
 
 
 @pytest.fixture
@@ -127,6 +130,44 @@ def test_a_root_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         TargetTree(str(tmp_path / "file" / "below"))
 
 
+@pytest.mark.parametrize("name", ["x", "x" * 255, ".x", "X.TWINPORT-PART"])
+def test_no_remote_name_may_be_that_of_a_partial(name: str) -> None:
+    partial = partial_name(name)
+    for remote in (partial, partial.upper(), f"{partial}/below", f"above/{partial}"):
+        with pytest.raises(errors.DeniedError, match="kept for unfinished downloads"):
+            safe_name(remote)
+    assert safe_name(f"{partial}.old") == f"{partial}.old"
+    assert safe_name("x.twinport-part") == "x.twinport-part"
+
+
+@pytest.mark.parametrize("replaced", [True, False])
+def test_a_partial_that_lost_its_name_publishes_nothing(tree: TargetTree, tmp_path: Path, replaced: bool) -> None:
+    outcomes = Outcomes()
+    flusher = Flusher(tree, outcomes)
+    partials = {name: sealed(tree, name, name.encode()) for name in ("x", "y")}
+    place = tmp_path / "made/target" / partial_name("x")
+    place.unlink()
+    if replaced:
+        place.write_bytes(b"nobody verified this")
+    for name, partial in partials.items():
+        flusher.add(name, partial)
+    flusher.flush()
+    assert isinstance(outcomes.all["x"], errors.BusyError)
+    assert outcomes.all["y"] is None
+    assert (tmp_path / "made/target/y").read_bytes() == b"y"
+    assert sorted(os.listdir(tmp_path / "made/target")) == sorted({"y", place.name} if replaced else {"y"})
+
+
+def test_a_partial_discards_only_itself(tree: TargetTree, tmp_path: Path) -> None:
+    partial = sealed(tree, "x", b"x")
+    place = tmp_path / "made/target" / partial_name("x")
+    place.unlink()
+    place.write_bytes(b"another program's")
+    partial.discard()
+    partial.close()
+    assert place.read_bytes() == b"another program's"
+
+
 class Outcomes:
     """Collects what a flusher reports."""
 
@@ -203,3 +244,71 @@ def test_contents_are_flushed_before_names_and_names_before_success(
     assert steps[:2] == ["content", "rename"]
     assert steps[-1] == "done"
     assert steps[2:-1].count("directory") >= 3  # the new directory, its parent, and the one renamed in
+
+
+@pytest.mark.parametrize("trouble", [OSError(errno.EROFS, "Read-only file system"), RuntimeError("a surprise")])
+def test_a_flusher_reports_and_goes_on_whatever_fails(
+    tree: TargetTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: Exception
+) -> None:
+    """After an I/O error the file system turns read-only: then the failed file cannot be removed either."""
+    outcomes = Outcomes()
+    told = threading.Event()
+
+    def on_done(group: list[tuple[Any, errors.TwinportError | None]]) -> None:
+        outcomes(group)
+        if len(outcomes.all) == 3:
+            told.set()
+
+    flusher = Flusher(tree, on_done)
+    flusher.start()
+
+    def fail(*rest: Any, **more: Any) -> None:
+        raise trouble
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        patch.setattr(os, "unlink", fail)
+        for number in range(3):
+            flusher.add(number, sealed(tree, str(number), b"x"))
+        assert told.wait(AWAIT_SECONDS), "the flusher's thread is gone"
+    assert all(isinstance(error, errors.TwinportError) for error in outcomes.all.values())
+    assert all("cannot write" in str(error) for error in outcomes.all.values())
+    flusher.add("later", sealed(tree, "later", b"y"))
+    flusher.close()
+    assert outcomes.all["later"] is None
+    assert (tmp_path / "made/target/later").read_bytes() == b"y"
+
+
+def test_a_directory_whose_flush_failed_is_flushed_before_the_next_success(
+    tree: TargetTree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree.make_directory("above/below")
+    flushed: list[tuple[int, int]] = []
+    real_fsync = os.fsync
+
+    def identity(descriptor: int) -> tuple[int, int]:
+        found = os.fstat(descriptor)
+        return found.st_dev, found.st_ino
+
+    wanted = []
+    for name in ("", "above", "above/below"):
+        held = tree.hold(name)
+        wanted.append(identity(held.descriptor))
+        tree.release(held)
+
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    def fsync(descriptor: int) -> None:
+        flushed.append(identity(descriptor))
+        real_fsync(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        with pytest.raises(OSError, match="Input/output error"):
+            tree.sync_made()
+    monkeypatch.setattr(os, "fsync", fsync)
+    tree.sync_made()
+    assert sorted(flushed) == sorted(wanted)
+    tree.sync_made()
+    assert len(flushed) == len(wanted)
