@@ -18,7 +18,7 @@ from twinport_protocol.errors import ProtocolError
 from twinport_protocol.messages import Reply, ReplyKind, Verb
 
 from .engine import Request
-from .errors import NetworkError, TwinportError, nonsense
+from .errors import NetworkError, ServerProtocolError, TwinportError, nonsense
 from .streams import Stream
 from .wake import Waker
 
@@ -50,14 +50,20 @@ class Call:
         self.words = words
         self.options = options
         self.replies: list[Reply] = []
+        # Whoever asks for a page says how long it may be; no other command is answered with entries.
+        self._most_entries = int(self.options.get("limit", "0"))
         self._error: TwinportError | None = None
         self._done = threading.Event()
 
     def take(self, reply: Reply) -> None:
-        """One more reply."""
-        self.replies.append(reply)
+        """One more reply. ``ServerProtocolError`` for more entries than were asked for."""
         if reply.kind.ends_command:
+            self.replies.append(reply)
             self._done.set()
+        elif reply.kind is ReplyKind.ENTRY:
+            if len(self.replies) >= self._most_entries:
+                raise ServerProtocolError(f"the server answers {self.verb.value} with more entries than were asked for")
+            self.replies.append(reply)
 
     def fail(self, error: TwinportError) -> None:
         """No reply will come."""

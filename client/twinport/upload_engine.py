@@ -41,6 +41,8 @@ class UploadEngine(UploadTroubles):
             if job is None:
                 if request.step == "directory":
                     self._directory_made(request, reply)
+                elif request.step == "abort":
+                    self._aborting.pop(request.words[0], None)
             elif request.epoch == job.epoch and not job.is_over:
                 try:
                     self._on_reply(request.step, job, reply)
@@ -79,6 +81,7 @@ class UploadEngine(UploadTroubles):
             job.ticket = ticket
             if step == "resume":
                 job.upload_id = reply.options["upload"]
+                self._drop_own(job)
                 self._look(job)
             else:
                 self._asked(job, reply.options.get("resumable"))

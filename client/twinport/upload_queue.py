@@ -38,6 +38,8 @@ class UploadQueue(EngineBase):
         self._fresh_large: deque[UploadJob] = deque()
         self._directories: deque[str] = deque()
         self._making: set[str] = set()
+        self._aborting: dict[str, Request] = {}
+        """ABORTs without an answer, by upload id: what a lost session leaves of them would stay open for days."""
         self._open: set[UploadJob] = set()
         self._open_large = 0
         self._open_bytes = 0

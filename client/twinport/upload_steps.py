@@ -47,9 +47,6 @@ class UploadSteps(UploadQueue):
     def _commit_if_complete(self, job: UploadJob) -> None:
         if len(job.digests) == job.layout.count and not job.committing and not job.active:
             job.committing = True
-            if job.own is not None and job.own[0] != job.upload_id:
-                self._abort(job.own[0], job.own[2])
-                job.own = None
             self._commit(job)
 
     def _commit(self, job: UploadJob) -> None:
@@ -70,7 +67,15 @@ class UploadSteps(UploadQueue):
     # the end of a job -------------------------------------------------------------------------------------------------
 
     def _abort(self, upload_id: str, generation: int) -> None:
-        self._again.append(Request(Verb.ABORT, (upload_id,), {"generation": str(generation)}, "abort", None))
+        request = Request(Verb.ABORT, (upload_id,), {"generation": str(generation)}, "abort", None)
+        self._aborting[upload_id] = request
+        self._again.append(request)
+
+    def _drop_own(self, job: UploadJob) -> None:
+        """What an earlier run began is gone on with: the upload opened for this run would only stay for days, empty."""
+        if job.own is not None and job.own[0] != job.upload_id:
+            self._abort(job.own[0], job.own[2])
+        job.own = None
 
     def _done(self, job: UploadJob) -> None:
         self._close(job)
@@ -106,5 +111,6 @@ class UploadSteps(UploadQueue):
         self._fresh_large.clear()
         self._directories.clear()
         self._again.clear()
+        self._aborting.clear()
         self._making.clear()
         self._outstanding = 0

@@ -132,15 +132,10 @@ class UploadTroubles(UploadSteps):
     def _start_over(self, job: UploadJob) -> None:
         """What the server holds cannot be used: leave that upload and send everything."""
         self._forget_progress(job)
-        own, stale, generation = job.own, job.upload_id, job.generation
-        self._abort(stale, generation)
-        job.begin(job.source, self._new_id() if own is None else own[0])
+        self._abort(job.upload_id, job.generation)
+        job.begin(job.source, self._new_id())
         job.resume_tried = True
-        if own is None:
-            self._again.append(self._ask(job))
-        else:
-            _, job.ticket, job.generation = own
-            self._start(job)
+        self._again.append(self._ask(job))
 
     # changes ----------------------------------------------------------------------------------------------------------
 
@@ -198,6 +193,7 @@ class UploadTroubles(UploadSteps):
     def session_lost(self) -> None:
         """The control link and all channels are gone: everything open is asked for again."""
         self._again.clear()
+        self._again.extend(self._aborting.values())
         self._orders.clear()
         self._ready.clear()
         self._ready_bytes = 0

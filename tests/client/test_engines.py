@@ -32,6 +32,7 @@ from twinport_protocol.segments import MIN_SEGMENT_BYTES
 
 from tests.client.memory_pair import MemoryPair, MemoryServer, new_lock
 
+MEBI = 1024 * 1024
 MAX_FLIGHTS_OF_SMALL_FILES = 6
 NO_WAITING = Policy(first_wait_seconds=0.0, longest_wait_seconds=0.0)
 
@@ -232,6 +233,63 @@ def test_a_file_lost_with_its_acknowledgement_is_published_once(tmp_path: Path) 
     assert server.storage.stat(parse_name("00000")) == first
     ids = {command.options["upload"] for command in upload.pair.commands if command.verb is Verb.UPLOAD}
     assert len(ids) == 1
+
+
+class Interrupted:
+    """A file of which earlier runs have sent a part, on a server whose small credit makes for many flights."""
+
+    def __init__(self, directory: Path) -> None:
+        self.server = MemoryServer(Limits(credit=2 * MEBI))
+        (self.path,) = make_files(directory, 1, 6 * MIN_SEGMENT_BYTES)
+
+    def run(self, flights: int) -> Upload:
+        """One more run that ends without a word after so many flights."""
+        upload = Upload(self.server, channels=1)
+        upload.add(self.path)
+        upload.pair.run(until=lambda: upload.pair.flights == flights)
+        assert not any(command.verb is Verb.COMMIT for command in upload.pair.commands)
+        self.end(upload)
+        return upload
+
+    @staticmethod
+    def end(upload: Upload) -> None:
+        """Close what is open."""
+        for lane, session in upload.pair.channels:
+            session.close()
+            lane.lost()
+
+
+@pytest.mark.parametrize("loss", range(1, 9))
+def test_an_upload_that_goes_on_with_an_older_one_leaves_none_behind(tmp_path: Path, loss: int) -> None:
+    interrupted = Interrupted(tmp_path / "files")
+    interrupted.run(8)
+    ledger = interrupted.server.desk.ledger
+    assert len(ledger.open_uploads()) == 1
+    os.utime(interrupted.path, ns=(7, 7))
+    interrupted.path.chmod(0o755)
+
+    second = Upload(interrupted.server, channels=1)
+    second.add(interrupted.path)
+    second.engine.close_input()
+    second.pair.run(until=lambda: second.pair.flights == loss)
+    second.pair.lose_session()
+    second.pair.run()
+    interrupted.end(second)
+    assert second.engine.report.files_done == 1
+    assert second.engine.report.bytes_kept > 0
+    assert not ledger.open_uploads()
+    # What the file is like now travels with the wish to go on.
+    resumes = [command for command in second.pair.commands if "resume" in command.options]
+    assert resumes
+    assert all((command.options["mtime"], command.options["exec"]) == ("7", "1") for command in resumes)
+
+
+def test_runs_that_end_in_the_middle_leave_one_upload_open(tmp_path: Path) -> None:
+    interrupted = Interrupted(tmp_path / "files")
+    for flights in (8, 9, 10, 5):
+        run = interrupted.run(flights)
+        assert len(interrupted.server.desk.ledger.open_uploads()) == 1
+    assert run.engine.done_bytes > 10 * MEBI
 
 
 def refuse_first(server: MemoryServer, verb: Verb, code: ErrorCode, times: int = 1) -> Callable[[], int]:

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 from twinport import errors
-from twinport.client import Client
+from twinport.client import PAGE_ENTRIES, Client
 from twinport.engine import Policy
 from twinport.partials import partial_name
 from twinport.target_tree import safe_name
 from twinport_protocol.channel import ChannelServer
 from twinport_protocol.frames import LAST, FrameType, Header
+from twinport_protocol.messages import Command, Reply, Verb
 from twinport_protocol.segments import MIN_SEGMENT_BYTES
 
 from tests.client.conftest import Connect
@@ -251,6 +252,30 @@ def test_a_listing_that_runs_in_circles_ends(liar: LyingServer, victim: Client) 
     liar.more = "1"
     with pytest.raises(errors.ServerProtocolError, match="runs in circles"):
         list(victim.list())
+
+
+def test_a_page_of_more_entries_than_were_asked_for_is_refused(liar: LyingServer, victim: Client) -> None:
+    liar.listed = [(f"{number:09}", "f") for number in range(PAGE_ENTRIES + 1)]
+    with pytest.raises(errors.ServerProtocolError, match="more entries than were asked for"):
+        list(victim.list())
+
+
+@pytest.mark.parametrize("listed", [[("x", "d")], [("y", "f")], [("x/a/b", "f")], [("x/", "d")]])
+def test_a_listing_of_something_else_removes_nothing(
+    liar: LyingServer, victim: Client, monkeypatch: pytest.MonkeyPatch, listed: list[tuple[str, str]]
+) -> None:
+    liar.listed = listed
+    verbs: list[Verb] = []
+    honest = liar.answer
+
+    def answer(command: Command) -> list[Reply]:
+        verbs.append(command.verb)
+        return honest(command)
+
+    monkeypatch.setattr(liar, "answer", answer)
+    with pytest.raises(errors.ServerProtocolError, match="names something else"):
+        victim.delete("x", recursive=True)
+    assert verbs == [Verb.LIST]
 
 
 @pytest.mark.parametrize(

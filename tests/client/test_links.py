@@ -77,7 +77,7 @@ def peer() -> Iterator[ScriptedPeer]:
 
 def test_replies_may_come_in_any_order_and_entries_before_the_end(peer: ScriptedPeer) -> None:
     link = ControlLink(stream_of(peer.theirs), peer.client, time.monotonic)
-    calls = [link.call(Verb.STAT, (str(number),)) for number in range(3)]
+    calls = [link.call(Verb.LIST, (str(number),), {"limit": "1"}) for number in range(3)]
     commands: list[Command] = []
     while len(commands) < 3:
         commands += peer.receive()
@@ -88,6 +88,20 @@ def test_replies_may_come_in_any_order_and_entries_before_the_end(peer: Scripted
     assert all(len(call.replies) == 2 for call in calls)
     link.close()
     assert [command.verb for command in peer.receive()] == [Verb.QUIT]
+
+
+@pytest.mark.parametrize(("verb", "limit"), [(Verb.LIST, 3), (Verb.STAT, 0)])
+def test_more_entries_than_were_asked_for_end_the_link(peer: ScriptedPeer, verb: Verb, limit: int) -> None:
+    link = ControlLink(stream_of(peer.theirs), peer.client, time.monotonic)
+    options = {"limit": str(limit)} if limit else {}
+    call = link.call(verb, ("x",), options)
+    (command,) = peer.receive()
+    for _ in range(limit + 1):
+        peer.send(Reply(command.id, ReplyKind.ENTRY, ("entry",)))
+    with pytest.raises(errors.ServerProtocolError, match="more entries than were asked for"):
+        call.result()
+    assert len(call.replies) == limit
+    link.close()
 
 
 def test_an_idle_line_is_kept_alive_and_a_silent_one_given_up(peer: ScriptedPeer) -> None:
