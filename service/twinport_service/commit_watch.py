@@ -35,4 +35,4 @@ class CommitWatch:
 
     def _finish(self, reply: Reply) -> None:
         self._timer.cancel()
-        self._session.job_done([reply])
+        self._session.commit_done(reply)

@@ -1,8 +1,9 @@
 """One twinport/2 control connection on the event loop: lines in, handlers asked, lines out.
 
 Commands that may wait for a disk go to worker threads, many of them in one job, at most ``_JOBS`` jobs of a session
-at a time; their replies come back in one write. A session that does not read its replies is not read either. What
-comes behind a LOGIN waits for its outcome; the rest about logins is in :mod:`login_gate`.
+at a time; their replies come back in one write. COMMITs take as long as the disk does and hold up nothing else: they
+have a lane of their own. A session that does not read its replies is not read either. What comes behind a LOGIN waits
+for its outcome; the rest about logins is in :mod:`login_gate`.
 """
 
 from __future__ import annotations
@@ -26,8 +27,10 @@ from .limits import BUSY_SOON_SECONDS, Admission
 from .log import get_log
 from .login_gate import LoginGate
 from .replies import refuse
+from .side_lane import SideLane
 
 _JOBS = 2
+_COMMITS = 16
 _BATCH = 64
 _EVENTS_IN_A_ROW = 256
 
@@ -65,25 +68,9 @@ class ControlSession(asyncio.Protocol):
     ``certificate_sha256`` is the hash of the certificate that the client was shown; None on a plaintext connection."""
 
     __slots__ = (
-        "_caller",
-        "_certificate_sha256",
-        "_closing",
-        "_gate",
-        "_jobs",
-        "_listing",
-        "_login_deadline",
-        "_more_to_come",
-        "_peer",
-        "_queue",
-        "_reading",
-        "_services",
-        "_transport",
-        "_wire",
-        "_writable",
-        "admission",
-        "deadline",
-        "loop",
-        "number",
+        "_caller", "_certificate_sha256", "_closing", "_commits", "_gate", "_jobs", "_listing", "_login_deadline",
+        "_more_to_come", "_peer", "_queue", "_reading", "_services", "_transport", "_wire", "_writable", "admission",
+        "deadline", "loop", "number",
     )  # fmt: skip
 
     def __init__(self, services: ControlServices, certificate_sha256: bytes | None = None) -> None:
@@ -99,6 +86,7 @@ class ControlSession(asyncio.Protocol):
         self._peer: object = None
         self._queue: deque[Command] = deque()
         self._jobs = 0
+        self._commits = SideLane(_COMMITS, self._start_commit)
         self._listing = False
         self._more_to_come = False
         self._reading = True
@@ -124,7 +112,7 @@ class ControlSession(asyncio.Protocol):
         del exc
         self._closing = True
         self._wire.close()
-        self._queue.clear()
+        self._drop_waiting()
         self._transport = None
         if self.admission is not None:
             self.admission.close()
@@ -181,7 +169,7 @@ class ControlSession(asyncio.Protocol):
         except RemoteProtocolError as error:
             out.append(format_reply(Reply(0, ReplyKind.ERROR, code=error.code)))
             self._wire.close()
-            self._queue.clear()
+            self._drop_waiting()
             self._closing = True
         self._write(out)
         self._start_jobs()
@@ -251,14 +239,16 @@ class ControlSession(asyncio.Protocol):
         if self._gate.is_spent:
             out.append(format_reply(Reply(0, ReplyKind.ERROR, code=ErrorCode.LOGIN_FAILED)))
             self._wire.close()
-            self._queue.clear()
+            self._drop_waiting()
             self._closing = True
 
     def _start_jobs(self) -> None:
-        while self._queue and self._jobs < _JOBS and self._writable and self._caller is not None:
+        while self._queue and self._writable and self._caller is not None:
             verb = self._queue[0].verb
             if verb is Verb.COMMIT:
-                self._start_commit(self._caller, self._queue.popleft())
+                self._commits.add((self._caller, self._queue.popleft()))
+            elif self._jobs >= _JOBS:
+                return
             elif verb is Verb.LIST:
                 # A page is large: they are made one at a time, about as fast as they are read.
                 if self._listing:
@@ -303,6 +293,14 @@ class ControlSession(asyncio.Protocol):
     def job_done(self, replies: list[Reply], rest: Sequence[bytes] = ()) -> None:
         """A job of this session ended with these replies; ``rest`` is said after them."""
         self._jobs -= 1
+        self._answer(replies, rest)
+
+    def commit_done(self, reply: Reply) -> None:
+        """A COMMIT of this session ended with this reply."""
+        self._commits.end_one()
+        self._answer([reply])
+
+    def _answer(self, replies: list[Reply], rest: Sequence[bytes] = ()) -> None:
         if self._transport is None:
             return
         self._write([*(self._wire.reply(reply) for reply in replies), *rest])
@@ -314,8 +312,8 @@ class ControlSession(asyncio.Protocol):
         if self._transport is not None:
             self._write([self._wire.reply(reply)])
 
-    def _start_commit(self, caller: Caller, command: Command) -> None:
-        self._jobs += 1
+    def _start_commit(self, asked: tuple[Caller, Command]) -> None:
+        caller, command = asked
         watch = CommitWatch(self, command.id)
         self._services.executor.submit(
             self._services.handlers.commit, caller, command, watch.on_reply, watch.on_progress
@@ -345,9 +343,17 @@ class ControlSession(asyncio.Protocol):
             self.deadline = self._login_deadline if self._gate.is_owed else idle_at
 
     def _close_when_done(self) -> None:
-        idle = not (self._jobs or self._queue or self._more_to_come)
+        idle = not (self._is_at_work or self._queue or self._more_to_come)
         if self._closing and self._transport is not None and idle:
             self._transport.close()
+
+    @property
+    def _is_at_work(self) -> bool:
+        return self._jobs > 0 or self._commits.is_busy
+
+    def _drop_waiting(self) -> None:
+        self._queue.clear()
+        self._commits.clear()
 
     def check_deadline(self, now: float) -> None:
         """Close a session that is past its deadline; called by the server's clock, ``now`` in the loop's time."""
@@ -356,7 +362,7 @@ class ControlSession(asyncio.Protocol):
         if self._transport.is_closing() or not self._writable:
             self._transport.abort()  # it does not take what it was sent
             return
-        if self._jobs:
+        if self._is_at_work:
             self._touch()  # it waits for us
             return
         self._write([format_reply(Reply(0, ReplyKind.ERROR, code=ErrorCode.TIMEOUT))])
@@ -379,7 +385,7 @@ class ControlSession(asyncio.Protocol):
     def stop(self) -> None:
         """The server stops: close once what runs is answered."""
         self._closing = True
-        self._queue.clear()
+        self._drop_waiting()
         self._close_when_done()
 
     def abort(self) -> None:

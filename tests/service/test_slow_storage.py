@@ -51,7 +51,8 @@ class HeldStorage(MemoryStorage):
 
     def stat(self, name: RemoteName) -> Entry:
         """See the contract."""
-        self.go.wait()
+        if name == "x":
+            self.go.wait()
         return super().stat(name)
 
     def close(self) -> None:
@@ -154,3 +155,26 @@ def test_lookups_that_wait_hold_up_neither_small_uploads_nor_listings(
         assert control.ask(Verb.PING).kind is ReplyKind.OK
         storage.go.set()
         assert {stuck.reply().code for _ in range(499)} == {ErrorCode.FILE_NOT_FOUND}
+
+
+def test_commits_that_wait_hold_up_nothing_else_in_their_session(
+    server: RunningServer, storage: HeldStorage, control: RawControl, upload_id: MakeId
+) -> None:
+    uploads = []
+    with RawChannel(server.data_address) as channel:
+        for number in range(40):
+            data = DATA + bytes([number])
+            uploads.append((upload := control.upload(f"f{number}", len(data), upload_id()), digest_of(data)))
+            channel.attach(upload.ticket, number + 1)
+            assert channel.put_segment(number + 1, 0, data) is AckStatus.SEALED
+    numbers = [
+        control.start(Verb.COMMIT, upload.upload_id.hex(), options={"generation": "1", "root": root.hex()})
+        for upload, root in uploads
+    ]
+    await_true(lambda: bool(storage._threads))
+    assert control.refused(Verb.STAT, "other") is ErrorCode.FILE_NOT_FOUND
+    assert control.ask(Verb.ABORT, upload_id().hex()).kind is ReplyKind.DONE
+    assert len(storage._threads) <= 16, "as many at once as one session may have"
+    storage.go.set()
+    assert {control.finish(number)[-1].kind for number in numbers} == {ReplyKind.DONE}
+    assert len(control.names()) == 40
