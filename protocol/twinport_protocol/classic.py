@@ -287,6 +287,7 @@ class ClassicServer:
                 # READY crossed with the ERROR that ended its download: that reply was the answer to both.
                 return _SKIP if late else self._bad(ErrorCode.BAD_STATE)
             self._move(_E.READY)
+        self._bad_lines = 0
         return command
 
     def _bad(self, code: ErrorCode) -> BadLine:

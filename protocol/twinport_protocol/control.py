@@ -168,7 +168,7 @@ class ControlServer:
             return BadLine(Reply(reply_id, ReplyKind.ERROR, code=error.code))
         if command.id in self._outstanding:
             raise RemoteProtocolError(ErrorCode.BAD_STATE, "an id that is still outstanding")
-        self._empty_lines = 0
+        self._empty_lines = self._bad_lines = 0
         self._outstanding[command.id] = len(line)
         self._outstanding_bytes += len(line)
         return command

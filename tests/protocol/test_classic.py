@@ -324,6 +324,15 @@ def test_bad_lines_are_answered_but_not_for_ever() -> None:
     assert drain(server) == [BadLine(format_error(ErrorCode.BAD_REQUEST))] * MAX_BAD_LINES + [ErrorCode.BAD_REQUEST]
 
 
+def test_a_good_line_makes_up_for_the_bad_ones_before_it() -> None:
+    bad = BadLine(format_error(ErrorCode.BAD_REQUEST))
+    server = fed(b"nonsense\n" * MAX_BAD_LINES + b"LIST\n")
+    assert drain(server) == [bad] * MAX_BAD_LINES + [List()]
+    server.end_listing()
+    server.feed(b"nonsense\n" * MAX_BAD_LINES)
+    assert drain(server) == [bad] * MAX_BAD_LINES
+
+
 def test_after_the_end_nothing_is_taken() -> None:
     server = fed(b"LIST\nLIST\n")
     server.close()
