@@ -127,11 +127,15 @@ class UploadHandle:
             try:
                 self._desk.storage.put_piece(self.spec.upload_id, state.writer, segment, offset, data)
             except Refusal as refusal:
-                if refusal.code in STAGING_IS_GONE:
-                    self._desk.forget(self._upload)
-                raise
-            state.hasher.update(data)
-            state.received += len(data)
+                if refusal.code not in STAGING_IS_GONE:
+                    raise
+                lost = refusal
+            else:
+                state.hasher.update(data)
+                state.received += len(data)
+                return
+        self._desk.drop(self._upload)
+        raise lost
 
     def end_piece(self, segment: int, digest: bytes | None) -> AckStatus:
         """The piece is complete: ``RECEIVED``, or with the segment's digest ``SEALED``. ``DigestMismatch`` drops the

@@ -301,10 +301,21 @@ class UploadDesk:
             on_done(outcome)
 
     def forget(self, upload: OpenUpload) -> None:
-        """An upload is over: published, or its bytes are gone."""
+        """An upload is over: published, or its bytes are gone. No handle writes for it any more."""
+        upload.closed = True
         self.ledger.finish(upload.spec.upload_id)
         with self._lock:
             self._uploads.pop(upload.spec.upload_id, None)
+
+    def drop(self, upload: OpenUpload) -> None:
+        """Its bytes are gone, in mid write. The id is free only when no other write is under way: it may be opened
+        anew at once, and must not get what was meant for this one. For a caller that holds no segment."""
+        with upload.lock:
+            if upload.closed:
+                return
+            upload.closed = True
+        _await_writes(upload)
+        self.forget(upload)
 
     def abort(self, user: str, upload_id: bytes, generation: int | None = None) -> None:
         """Forget an upload; writes under way end, later ones get ``UploadClosed`` or ``UploadUnknown``. Harmless when

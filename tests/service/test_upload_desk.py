@@ -16,7 +16,7 @@ from twinport_service.storage.contract import Buffer, OnDone, OnProgress, Publis
 from twinport_service.storage.memory import MemoryStorage
 from twinport_service.uploads import UploadDesk, UploadHandle
 
-from tests.service.raw_client import await_true
+from tests.service.raw_client import await_true, root_of_data
 
 UPLOAD = b"u" * 16
 USER = "anonymous"
@@ -178,6 +178,33 @@ def test_a_full_disk_in_mid_upload_forgets_the_upload() -> None:
     assert not ledger.open_uploads()
     handle.detach()
     assert not desk._uploads
+
+
+def test_no_handle_of_an_upload_whose_bytes_were_lost_writes_into_the_one_that_has_its_id_next() -> None:
+    storage, ledger = FailingStorage(), MemoryLedger()
+    desk = UploadDesk(storage, ledger)
+    data = os.urandom(2 * MIN_SEGMENT_BYTES)
+    parts = data[:MIN_SEGMENT_BYTES], data[MIN_SEGMENT_BYTES:]
+    desk.open(spec_of(len(data)))
+    unlucky, old = desk.attach(UPLOAD, 1, USER), desk.attach(UPLOAD, 1, USER)
+    for segment, handle in enumerate((unlucky, old)):
+        handle.begin_piece(segment, 0, 1000, last=False)
+        handle.write(segment, 0, parts[segment][:500])
+    storage.refusal = Refusal(ErrorCode.DISK_FULL)
+    with pytest.raises(Refusal):
+        unlucky.write(0, 500, parts[0][500:1000])
+    storage.refusal = None
+    storage.abort(UPLOAD)
+    desk.open(spec_of(len(data)))
+    for segment, part in enumerate(parts):
+        assert send(desk.attach(UPLOAD, 1, USER), part, segment) is AckStatus.SEALED
+    with pytest.raises(Refusal) as refused:
+        old.write(1, 500, b"Z" * 500)
+    assert refused.value.code is ErrorCode.UPLOAD_CLOSED
+    outcomes: list[Published | Refusal] = []
+    desk.commit(USER, UPLOAD, 1, root_of_data(data), outcomes.append)
+    assert isinstance(outcomes[0], Published), outcomes
+    assert read(storage) == data
 
 
 def test_whoever_waits_for_a_commit_that_fails_is_told() -> None:
