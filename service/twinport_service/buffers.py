@@ -1,4 +1,4 @@
-"""A pool of buffers: busy channels borrow one, idle ones hold none, so memory follows the work and not the connections."""
+"""A pool of buffers: busy channels borrow one, idle ones hold none, so memory follows the work, not the connections."""
 
 from __future__ import annotations
 
