@@ -40,7 +40,9 @@ def test_every_setting_can_come_from_the_file_the_environment_and_a_flag(tmp_pat
         else:
             samples[name] = (kind_of(item)("elsewhere"), "elsewhere")
     for name, (value, word) in samples.items():
-        written = str(value).lower() if isinstance(value, bool) else repr(str(value) if isinstance(value, Path) else value)
+        written = (
+            str(value).lower() if isinstance(value, bool) else repr(str(value) if isinstance(value, Path) else value)
+        )
         file = toml(tmp_path, f"{flag_of(FIELDS[name])} = {written}\n")
         variable = {ENVIRONMENT_PREFIX + name.upper(): word}
         for settings in (
@@ -61,7 +63,8 @@ def test_a_flag_wins_over_the_environment_and_the_environment_over_the_file(tmp_
 
 
 def test_what_decides_by_itself_can_be_told_to(tmp_path: Path) -> None:
-    assert load_settings({}, {ENVIRONMENT_PREFIX + "CLASSIC": "auto"}, toml(tmp_path, "classic = true\n")).classic is None
+    switched_on = toml(tmp_path, "classic = true\n")
+    assert load_settings({}, {ENVIRONMENT_PREFIX + "CLASSIC": "auto"}, switched_on).classic is None
 
 
 def test_a_list_may_be_one_text_or_several(tmp_path: Path) -> None:
