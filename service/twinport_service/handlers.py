@@ -168,10 +168,7 @@ class Handlers:
         size = parse_size(command.words[1].encode())
         require(self._decide, caller.user, Act.WRITE, name)
         upload_id = parse_hex(command.options["resume"], UPLOAD_ID_BYTES)
-        known = self._desk.ledger.load(upload_id)
-        if known is not None and (known.spec.name != name or known.spec.size != size):
-            raise Refusal(ErrorCode.UPLOAD_UNKNOWN, "another name or size")
-        return self._opened(caller, command, self._desk.resume(caller.user, upload_id))
+        return self._opened(caller, command, self._desk.resume(caller.user, upload_id, name, size))
 
     def commit(self, caller: Caller, command: Command, on_reply: OnReply, on_progress: OnProgress) -> None:
         """Start a COMMIT; its final reply goes to ``on_reply``, perhaps on another thread. Never raises."""

@@ -10,21 +10,21 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from blake3 import blake3
 from twinport_protocol.errors import ErrorCode, Refusal
 from twinport_protocol.frames import Held
+from twinport_protocol.names import RemoteName
 from twinport_protocol.segments import Manifest
 from twinport_protocol.upload import UploadState
 
 from .ledger import Ledger, UploadRecord
 from .log import get_log
+from .proof import Prover
 from .room import Room
 from .storage.contract import OnDone, OnProgress, Published, Storage, UploadSpec
 from .upload_handle import STAGING_IS_GONE, OpenUpload, UploadHandle
 
 __all__ = ["OpenUpload", "UploadDesk", "UploadHandle"]
 
-_REHASH_BYTES = 1024 * 1024
 _OPENING_LOCKS = 16
 
 
@@ -39,6 +39,7 @@ class UploadDesk:
         self.ledger = ledger
         self.max_file_bytes = max_file_bytes
         self.room = Room(storage.free_bytes, min_free_bytes)
+        self._prover = Prover(storage, ledger)
         self._uploads: dict[bytes, OpenUpload] = {}
         self._lock = threading.Lock()
         # So that an upload comes and goes in ledger and storage together, however often that is asked for at once.
@@ -57,7 +58,12 @@ class UploadDesk:
                 continue
             if record.state is UploadState.COMMITTING:
                 self.ledger.reopen(upload_id)
-            self._uploads[upload_id] = OpenUpload(record, trusted=False)
+            self._uploads[upload_id] = OpenUpload(record, unproved=self.ledger.sealed(upload_id))
+
+    def interrupt(self) -> None:
+        """The server stops: whatever is being hashed ends with ``ShuttingDown``."""
+        self._prover.stop()
+        self.storage.interrupt()
 
     # opening ---------------------------------------------------------------------------------------------------------
 
@@ -76,7 +82,7 @@ class UploadDesk:
             is_new = self.ledger.load(spec.upload_id) is None
             done = self.storage.finished(spec.upload_id)
             if done is not None:
-                if (done.name, done.size) != (spec.name, spec.size):
+                if not _is_of(done, spec.user, spec.name, spec.size) or spec.root not in (None, done.root):
                     raise Refusal(ErrorCode.DENIED, "the upload id has published another file")
                 return done
             record = self.ledger.begin(spec, reserve)
@@ -112,10 +118,18 @@ class UploadDesk:
             self.storage.abort(spec.upload_id)
             raise
 
-    def resume(self, user: str, upload_id: bytes) -> UploadRecord | Published:
-        """Take an upload over in a new generation. ``UploadUnknown``, ``UploadClosed``, ``Denied``."""
+    def resume(self, user: str, upload_id: bytes, name: RemoteName, size: int) -> UploadRecord | Published:
+        """Take an upload over in a new generation, or learn what it has published. ``UploadUnknown`` (also when it is
+        another user's, or of another name or size), ``UploadClosed``."""
         done = self.storage.finished(upload_id)
-        return done if done is not None else self.ledger.lease(upload_id, user)
+        if done is not None:
+            if not _is_of(done, user, name, size):
+                raise Refusal(ErrorCode.UPLOAD_UNKNOWN, "it has published another file")
+            return done
+        known = self.ledger.load(upload_id)
+        if known is not None and (known.spec.name != name or known.spec.size != size):
+            raise Refusal(ErrorCode.UPLOAD_UNKNOWN, "another name or size")
+        return self.ledger.lease(upload_id, user)
 
     def _check_size(self, spec: UploadSpec) -> None:
         if spec.size > self.max_file_bytes:
@@ -132,7 +146,7 @@ class UploadDesk:
                 record = self.ledger.load(upload_id)
                 if record is None or record.spec.user != user:
                     raise Refusal(ErrorCode.UPLOAD_UNKNOWN)
-                upload = self._uploads[upload_id] = OpenUpload(record, trusted=True)
+                upload = self._uploads[upload_id] = OpenUpload(record)
             upload.attached += 1
         try:
             self.ledger.check(upload_id, generation)
@@ -153,15 +167,8 @@ class UploadDesk:
     def have(self, upload: OpenUpload) -> list[Held]:
         """Sealed segments, hashed again first if a restart lies between, and the prefixes of unfinished ones."""
         upload_id = upload.spec.upload_id
+        self._prover.prove(upload)
         sealed = self.ledger.sealed(upload_id)
-        if not upload.trusted:
-            lost = [segment for segment, digest in sealed.items() if self._rehash(upload, segment) != digest]
-            self.ledger.unseal(upload_id, lost)
-            sealed = {segment: digest for segment, digest in sealed.items() if segment not in lost}
-            with upload.lock:
-                for segment in lost:
-                    upload.segments.pop(segment, None)
-            upload.trusted = True
         held = [Held(segment, upload.layout.length(segment), digest) for segment, digest in sorted(sealed.items())]
         with upload.lock:
             unfinished = [(number, state) for number, state in upload.segments.items() if number not in sealed]
@@ -171,20 +178,6 @@ class UploadDesk:
                 if 0 < state.received < upload.layout.length(number) and not state.sealed:
                     held.append(Held(number, state.received, state.hasher.digest()))
         return held
-
-    def _rehash(self, upload: OpenUpload, segment: int) -> bytes:
-        hasher = blake3()
-        buffer = memoryview(bytearray(_REHASH_BYTES))
-        length = upload.layout.length(segment)
-        offset = 0
-        while offset < length:
-            part = buffer[: min(len(buffer), length - offset)]
-            count = self.storage.read_staged(upload.spec.upload_id, segment, offset, part)
-            if not count:
-                break
-            hasher.update(part[:count])
-            offset += count
-        return hasher.digest()
 
     # ending ----------------------------------------------------------------------------------------------------------
 
@@ -200,12 +193,16 @@ class UploadDesk:
         """Fence, verify, publish. Returns when the publication is under way; ``on_done`` tells its outcome.
 
         Repeatable: while one is under way its outcome is shared, and a finished upload answers what it published.
-        Refusals: ``Incomplete`` and ``RootMismatch`` (open again), ``Fenced``, ``UploadClosed``, ``UploadUnknown``,
-        ``Busy``.
+        Refusals: ``Incomplete`` and ``RootMismatch`` (open again, or finished with another root), ``Fenced``,
+        ``UploadClosed``, ``UploadUnknown``, ``Busy``.
         """
+
+        def tell(outcome: Published | Refusal) -> None:
+            on_done(_checked(outcome, user, root))
+
         record = self.ledger.load(upload_id)
         if record is None or record.spec.user != user:
-            self._answer_finished(upload_id, Refusal(ErrorCode.UPLOAD_UNKNOWN), on_done)
+            self._answer_finished(upload_id, Refusal(ErrorCode.UPLOAD_UNKNOWN), tell)
             return
         upload = self._known(record)
         with upload.lock:
@@ -214,11 +211,11 @@ class UploadDesk:
                 upload.closed = True
             shares = refused is None or (refused.code is ErrorCode.UPLOAD_CLOSED and bool(upload.waiting))
             if shares:
-                upload.waiting.append(on_done)
+                upload.waiting.append(tell)
         if refused is None:
             self._publish(upload, root, on_progress)
         elif not shares:
-            self._answer_finished(upload_id, refused, on_done)
+            self._answer_finished(upload_id, refused, tell)
 
     def _fence(self, upload_id: bytes, generation: int) -> Refusal | None:
         try:
@@ -261,8 +258,10 @@ class UploadDesk:
             self.forget(upload)
             if upload.begun:
                 self.storage.abort(upload.spec.upload_id)
-            if isinstance(outcome, Published) and (outcome.name, outcome.root) != (upload.spec.name, digest):
-                outcome = Refusal(ErrorCode.DENIED, "the upload id has published another file")
+            if isinstance(outcome, Published):
+                spec = upload.spec
+                if not _is_of(outcome, spec.user, spec.name, spec.size) or outcome.root != digest:
+                    outcome = Refusal(ErrorCode.DENIED, "the upload id has published another file")
             on_done(outcome)
 
         try:
@@ -275,12 +274,11 @@ class UploadDesk:
 
     def _known(self, record: UploadRecord) -> OpenUpload:
         with self._lock:
-            return self._uploads.setdefault(record.spec.upload_id, OpenUpload(record, trusted=True))
+            return self._uploads.setdefault(record.spec.upload_id, OpenUpload(record))
 
     def _sealed_manifest(self, upload: OpenUpload, root: bytes) -> Manifest:
         _await_writes(upload)  # before its bytes can become the file
-        if not upload.trusted:
-            self.have(upload)
+        self._prover.prove(upload)
         sealed = self.ledger.sealed(upload.spec.upload_id)
         if len(sealed) < upload.layout.count:
             raise Refusal(ErrorCode.INCOMPLETE, f"{len(sealed)} of {upload.layout.count} segments")
@@ -356,6 +354,20 @@ class UploadDesk:
                 if on_abort is not None:
                     on_abort(record)
         return count
+
+
+def _is_of(done: Published, user: str, name: str, size: int) -> bool:
+    """Whether what an id has published is what is asked about: ids are drawn by clients, and proof of nothing."""
+    return (done.user, done.name, done.size) == (user, name, size)
+
+
+def _checked(outcome: Published | Refusal, user: str, root: bytes) -> Published | Refusal:
+    """The outcome as an answer to a COMMIT with that root: perhaps it is that of another one, before or meanwhile."""
+    if not isinstance(outcome, Published):
+        return outcome
+    if outcome.user != user:
+        return Refusal(ErrorCode.UPLOAD_UNKNOWN, "it has published another user's file")
+    return outcome if outcome.root == root else Refusal(ErrorCode.ROOT_MISMATCH, "it has published other bytes")
 
 
 def _await_writes(upload: OpenUpload) -> None:

@@ -91,8 +91,8 @@ def test_a_commit_repeated_after_a_lost_reply_answers_the_same(
         assert first.kind is ReplyKind.DONE
         assert first.options["root"] == root_of_data(data).hex()
         assert settled().options == first.options
-        # What stands there is told, whatever root the repetition names.
-        assert control.commit(upload, WRONG).options == first.options
+        # Another root than the published one is none of a lost reply: whoever names it must not believe in it.
+        assert control.commit(upload, WRONG).code is ErrorCode.ROOT_MISMATCH
         if size > SMALL_BYTES:  # of small ones the server looks no further than its memory
             reply = control.ask(Verb.UPLOAD, "x", str(size), options={"upload": number.hex()})
             assert (reply.kind, reply.options) == (ReplyKind.DONE, first.options)
@@ -115,6 +115,25 @@ def test_the_id_of_a_finished_small_upload_publishes_nothing_else(
     assert send_file(control, channel, "x", b"two", number) is ErrorCode.DENIED
     assert send_file(control, channel, "y", b"one", number) is ErrorCode.DENIED
     oracle.check(is_idle=False)
+
+
+@pytest.mark.parametrize("size", [1000, TWO_SEGMENTS])
+def test_a_finished_id_answers_only_for_the_file_that_it_published(
+    control: RawControl, channel: RawChannel, upload_id: MakeId, size: int
+) -> None:
+    data, mine = os.urandom(size), upload_id()
+    send_file(control, channel, "x", data, mine)
+    root = root_of_data(data)
+    resume = {"resume": mine.hex()}
+    assert control.ask(Verb.UPLOAD, "x", str(size), options=resume).options["root"] == root.hex()
+    assert control.refused(Verb.UPLOAD, "other", str(size), options=resume) is ErrorCode.UPLOAD_UNKNOWN
+    assert control.refused(Verb.UPLOAD, "x", str(size + 1), options=resume) is ErrorCode.UPLOAD_UNKNOWN
+    upload = Opened(mine, 1, b"", size)
+    assert control.commit(upload, root).options["root"] == root.hex()
+    assert control.commit(upload, bytes(32)).code is ErrorCode.ROOT_MISMATCH
+    if size > SMALL_BYTES:  # of a small file the bytes are asked for once more, and compared then
+        again = {"upload": mine.hex(), "root": bytes(32).hex()}
+        assert control.refused(Verb.UPLOAD, "x", str(size), options=again) is ErrorCode.DENIED
 
 
 @pytest.mark.parametrize("size", [1000, TWO_SEGMENTS])

@@ -95,7 +95,7 @@ def test_a_holder_that_is_fenced_while_it_seals_spoils_nothing() -> None:
     old.write(0, 0, stale)
 
     def take_over() -> None:
-        there.resume(USER, UPLOAD)
+        there.resume(USER, UPLOAD, parse_name("x"), len(data))
         assert send(there.attach(UPLOAD, 2, USER), data) is AckStatus.SEALED
 
     ledger.between = take_over
@@ -207,6 +207,56 @@ def test_no_handle_of_an_upload_whose_bytes_were_lost_writes_into_the_one_that_h
     assert read(storage) == data
 
 
+def test_a_finished_upload_is_told_to_its_user_alone_and_under_its_root_alone() -> None:
+    storage, ledger = MemoryStorage(), MemoryLedger()
+    desk = UploadDesk(storage, ledger)
+    data = os.urandom(1_000_000)
+    desk.open(spec_of(len(data)))
+    send(desk.attach(UPLOAD, 1, USER), data)
+    outcomes: list[Published | Refusal] = []
+    for user, root in ((USER, digest_of(data)), ("mallory", digest_of(data)), (USER, bytes(32))):
+        desk.commit(user, UPLOAD, 1, root, outcomes.append)
+    assert [getattr(outcome, "code", None) for outcome in outcomes] == [
+        None,
+        ErrorCode.UPLOAD_UNKNOWN,
+        ErrorCode.ROOT_MISMATCH,
+    ]
+    name = parse_name("x")
+    assert isinstance(desk.resume(USER, UPLOAD, name, len(data)), Published)
+    for attempt in (
+        lambda: desk.resume("mallory", UPLOAD, name, len(data)),
+        lambda: desk.resume(USER, UPLOAD, parse_name("y"), len(data)),
+    ):
+        with pytest.raises(Refusal) as refused:
+            attempt()
+        assert refused.value.code is ErrorCode.UPLOAD_UNKNOWN
+    with pytest.raises(Refusal) as refused:
+        desk.open(UploadSpec(UPLOAD, "mallory", name, len(data)))
+    assert refused.value.code is ErrorCode.DENIED
+
+
+def test_a_commit_that_waits_for_another_one_is_answered_for_its_own_root() -> None:
+    held: list[Callable[[], None]] = []
+
+    class Late(MemoryStorage):
+        def commit(
+            self, spec: UploadSpec, manifest: Manifest, on_done: OnDone, on_progress: OnProgress | None = None
+        ) -> None:
+            held.append(lambda: super(Late, self).commit(spec, manifest, on_done, on_progress))
+
+    desk = UploadDesk(Late(), MemoryLedger())
+    data = os.urandom(1_000_000)
+    desk.open(spec_of(len(data)))
+    send(desk.attach(UPLOAD, 1, USER), data)
+    outcomes: list[Published | Refusal] = []
+    for root in (digest_of(data), bytes(32)):
+        desk.commit(USER, UPLOAD, 1, root, outcomes.append)
+    held.pop()()
+    assert isinstance(outcomes[0], Published)
+    assert isinstance(outcomes[1], Refusal)
+    assert outcomes[1].code is ErrorCode.ROOT_MISMATCH
+
+
 def test_whoever_waits_for_a_commit_that_fails_is_told() -> None:
     ledger = MemoryLedger()
     held: list[Callable[[], None]] = []
@@ -244,7 +294,7 @@ def test_the_sweep_takes_what_nobody_moved_and_nobody_is_attached_to() -> None:
         desk.open(UploadSpec(upload_id, USER, parse_name("x"), 2 * MIN_SEGMENT_BYTES))
     attached = desk.attach(ids[0], 1, USER)
     now = 2000.0
-    desk.resume(USER, ids[1])
+    desk.resume(USER, ids[1], parse_name("x"), 2 * MIN_SEGMENT_BYTES)
     assert desk.sweep(older_than=1500.0) == 1
     assert {record.spec.upload_id for record in ledger.open_uploads()} == {ids[0], ids[1]}
     attached.detach()

@@ -270,7 +270,7 @@ class Catalogue:
             return unsettled
         with self._read_lock:
             found = self._reader.execute(
-                "SELECT coalesce(name, path), size, mtime_ns, root FROM publications"
+                "SELECT coalesce(name, path), size, mtime_ns, root, user FROM publications"
                 " WHERE upload = ? AND published_at >= ? AND id <= (SELECT id FROM settled)",
                 (upload_id, int(self._now()) - FINISHED_SECONDS),
             ).fetchone()

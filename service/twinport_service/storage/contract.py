@@ -59,13 +59,14 @@ class UploadSpec:
 
 @dataclass(frozen=True)
 class Published:
-    """What stands under the name now, durably."""
+    """What stands under the name now, durably. ``user`` is whose upload it was."""
 
     upload_id: bytes
     name: RemoteName
     size: int
     mtime_ns: int
     root: bytes
+    user: str
 
 
 OnDone = Callable[[Published | Refusal], None]
@@ -144,6 +145,9 @@ class Storage(Protocol):
 
         Drops staging of uploads not in ``live_uploads``, which gives their sizes, and staging that was not made whole;
         returns those of them whose staging is really here, so that the caller forgets the rest."""
+
+    def interrupt(self) -> None:
+        """The server stops: hashing ends with ``ShuttingDown``, now and from now on. Commits are not disturbed."""
 
     def close(self) -> None:
         """Finish the commits under way, release everything."""

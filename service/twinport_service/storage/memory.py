@@ -113,6 +113,9 @@ class MemoryStorage:
             self._usage.load(stored)
             return set(self._stagings)
 
+    def interrupt(self) -> None:
+        """See the contract; nothing is hashed here."""
+
     def close(self) -> None:
         """See the contract; what is stored stays, as it would on a disk."""
         with self._lock:
@@ -223,7 +226,7 @@ class MemoryStorage:
         self._files[spec.name] = version
         self._usage.publish(spec.upload_id, version.owned, None if replaced is None else replaced.owned)
         self._keys = None
-        published = Published(spec.upload_id, spec.name, len(data), mtime_ns, manifest.root)
+        published = Published(spec.upload_id, spec.name, len(data), mtime_ns, manifest.root, spec.user)
         self._finished[spec.upload_id] = (self._now(), published)
         return published
 

@@ -68,7 +68,8 @@ class Commit:
 
     def published(self) -> Published:
         """What is told when it has its name."""
-        return Published(self.spec.upload_id, self.spec.name, self.size, self.mtime_ns, self.root)
+        spec = self.spec
+        return Published(spec.upload_id, spec.name, self.size, self.mtime_ns, self.root, spec.user)
 
     def row(self) -> NewRow:
         """What is recorded of it."""

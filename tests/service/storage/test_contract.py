@@ -32,7 +32,9 @@ def code_of(outcome: Published | Refusal) -> ErrorCode | None:
 def test_small_file_comes_back_as_it_was(storage: Storage, data: bytes) -> None:
     spec = make_spec("a/b c/file", len(data), executable=True)
     outcome = commit_small(storage, spec, data)
-    assert outcome == Published(spec.upload_id, spec.name, len(data), 1_700_000_000_123_456_789, digest_of(data))
+    assert outcome == Published(
+        spec.upload_id, spec.name, len(data), 1_700_000_000_123_456_789, digest_of(data), spec.user
+    )
     version, found = get(storage, "a/b c/file")
     assert found == data
     assert (version.size, version.mtime_ns, version.executable) == (len(data), 1_700_000_000_123_456_789, True)
