@@ -206,9 +206,9 @@ class OpenDirectories:
                 self._tree.note_made(parent)
                 self._changed[parent] = None
             descriptor = self.open(path)
-        for above in self._tree.unflushed_above(path):
-            self.open(above)  # now: it may be moved before the flush
-            self._changed[above] = None
+        for unflushed in self._tree.unflushed_above(path):
+            self.open(unflushed)  # now: it may be moved before the flush
+            self._changed[unflushed] = None
         return descriptor
 
     def note_change(self, path: str) -> None:
