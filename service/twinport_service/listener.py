@@ -17,6 +17,7 @@ from twinport_protocol.errors import ErrorCode, RemoteProtocolError
 from twinport_protocol.sniff import ALPN_CHANNEL, ALPN_CONTROL, MAX_CLIENT_HELLO_BYTES, FirstBytes, Sniffed, sniff
 
 from .log import get_log
+from .rationed_log import RationedLog
 from .tls import ALERT_NO_APPLICATION_PROTOCOL, ALERT_PROTOCOL_VERSION
 
 _ACCEPTS_IN_A_ROW = 64
@@ -104,6 +105,7 @@ class Receptionist:
         self._decide_seconds = decide_seconds
         self._capacity = capacity
         self._loop = asyncio.get_running_loop()
+        self._rationed = RationedLog()
         self._waiting: dict[int, _Visitor] = {}
 
     @property
@@ -114,7 +116,9 @@ class Receptionist:
     def receive(self, sock: socket.socket, peer: object) -> None:
         """Take a new, non-blocking connection."""
         if len(self._waiting) >= self._capacity:
-            self._drop(next(iter(self._waiting.values())), ErrorCode.BUSY)
+            oldest = next(iter(self._waiting.values()))
+            self._rationed.info("[LISTENER] Gave way: it did not say what it is", peer=oldest.peer)
+            self._drop(oldest, ErrorCode.BUSY)
         visitor = _Visitor(sock, peer, self._loop.time() + self._first_byte_seconds)
         self._waiting[sock.fileno()] = visitor
         self._look(visitor)
