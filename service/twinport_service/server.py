@@ -357,6 +357,7 @@ class Server:
             self._tls.close()
         for session in list(self._sessions):
             session.notify("draining")
+        self._desk.interrupt()
         drain_seconds = self._settings.drain_seconds
         draining = self._loop.run_in_executor(None, self._channels.drain, drain_seconds)
         if self._classic is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -47,7 +48,7 @@ class _Segment:
 class OpenUpload:
     """An upload as this node knows it."""
 
-    def __init__(self, record: UploadRecord, *, trusted: bool) -> None:
+    def __init__(self, record: UploadRecord, *, unproved: Mapping[int, bytes] | None = None) -> None:
         self.spec = spec = record.spec
         self.layout = Layout.of(spec.size)
         self.lock = threading.Lock()
@@ -61,8 +62,9 @@ class OpenUpload:
         self.generation = 0
         self.attached = 0
         self.waiting: list[OnDone] = []
-        # False after a restart: sealed segments count only once their bytes were hashed again.
-        self.trusted = trusted
+        # What was sealed before a restart counts only once its bytes were hashed again, by whoever holds the lock.
+        self.unproved = dict(sorted(unproved.items())) if unproved else {}
+        self.proving = threading.Lock()
 
 
 class UploadHandle:

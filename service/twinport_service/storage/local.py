@@ -209,6 +209,10 @@ class LocalStorage:
         if kept or dropped:
             self._catalogue.resolve(kept, dropped)
 
+    def interrupt(self) -> None:
+        """See the contract."""
+        self._manifests.stop()
+
     def close(self) -> None:
         """See the contract."""
         self._staged.close()

@@ -61,8 +61,13 @@ class Manifests:
         self._usage = usage
         self._attempts = attempts
         self._now_ns = now_ns
+        self._is_stopped = threading.Event()
         # So that a hundred downloads of a new file hash it once; one lock of many, so that others need not wait.
         self._hashing = [threading.Lock() for _ in range(_LOCKS)]
+
+    def stop(self) -> None:
+        """Hashing ends with ``ShuttingDown``, now and from now on."""
+        self._is_stopped.set()
 
     def recorded(self, name: str, identity: Identity) -> Manifest | None:
         """The manifest in the catalogue, if it is that of the file which looks like this."""
@@ -122,6 +127,8 @@ class Manifests:
             hasher = blake3()
             position, end = layout.start(segment), layout.start(segment) + layout.length(segment)
             while position < end:
+                if self._is_stopped.is_set():
+                    raise Refusal(ErrorCode.SHUTTING_DOWN)
                 count = self._door.read_into(fd, buffer[: min(len(buffer), end - position)], position)
                 if not count:
                     return None
