@@ -1,7 +1,8 @@
 """kill -9 at random moments of a large upload and download, then the same command again.
 
 The whole must then be there, byte for byte, and the second run may send at most what was not acknowledged when the kill
-came, and 1 % more. A proxy counts both. ``scripts/torture`` runs the full form.
+came, and 1 % more. A proxy counts both. The same again where the second run is killed too: the third sends at most what
+neither got acknowledged. ``scripts/torture`` runs the full form.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from tests.e2e.socket_queues import read_by_client
 VICTIMS = ["client", "client-and-its-state", "server", "server-and-client"]
 CLIENT_VICTIMS = {"client", "client-and-its-state", "server-and-client"}
 SERVER_VICTIMS = {"server", "server-and-client"}
+TWICE_VICTIMS = ["client", "server", "server-and-client"]
+TWICE_MOMENTS = max(3, KILL_MOMENTS)
 # Not quite the whole: what is killed near the end is the business of the moments in the commit.
 LATEST = 0.99
 COMMIT_MOMENTS = 1 + KILL_MOMENTS // 10
@@ -86,6 +89,36 @@ def kill(stage: Stage, victim: str, first: Run, tally: Tally) -> Tally:
     return after
 
 
+def kill_download(stage: Stage, victim: str, run: Run, tally: Tally) -> tuple[Tally, set[int]]:
+    """As :func:`kill`; also the segments of which the client had every byte."""
+    received: dict[Passage, int] = {}
+    if victim in CLIENT_VICTIMS and run.process.poll() is None:
+        # Stopped, it reads no more: what it has read so far can be told from the kernel's queues. The last it has
+        # read it may not have looked at yet.
+        run.process.send_signal(signal.SIGSTOP)
+        received = {passage: read_by_client(passage, stage.proxy.port) - READ_BYTES for passage in tally.passages}
+    after = kill(stage, victim, run, tally)
+    return after, tally.delivered_segments(KILL_BYTES, received)
+
+
+def has_said(tally: Tally, run: Run, word: bytes) -> Callable[[], bool]:
+    """Whether the client has sent a command with that in it, or is past it."""
+    return lambda: (
+        any(word in line or b" COMMIT " in line for line in tally.control_lines) or run.process.poll() is not None
+    )
+
+
+def has_moved(tally: Tally, run: Run, segments: int) -> Callable[[], bool]:
+    """Whether so many segments were acknowledged or delivered, or fewer were left to be."""
+    is_through = has_said(tally, run, b" COMMIT ")
+    return lambda: len(tally.sealed) + len(tally.delivered_segments(KILL_BYTES, {})) >= segments or is_through()
+
+
+def draw_segments(numbers: random.Random) -> int:
+    """After how many segments to kill, so that there is something to lose and something left for two more runs."""
+    return round(numbers.uniform(0.1, 0.4) * Layout.of(KILL_BYTES).count)
+
+
 def report(capsys: pytest.CaptureFixture[str], direction: str, victim: str, lines: list[str]) -> None:
     """One line per moment, for whoever runs the full form."""
     with capsys.disabled():
@@ -137,14 +170,7 @@ def test_a_download_goes_on_after_a_kill(stage: Stage, victim: str, capsys: pyte
         tally = stage.proxy.begin()
         first = stage.run(*arguments)
         assert stage.proxy.wait_until(download_reached(tally, share)), first.output
-        received: dict[Passage, int] = {}
-        if victim in CLIENT_VICTIMS:
-            # Stopped, it reads no more: what it has read so far can be told from the kernel's queues. The last it has
-            # read it may not have looked at yet.
-            first.process.send_signal(signal.SIGSTOP)
-            received = {passage: read_by_client(passage, stage.proxy.port) - READ_BYTES for passage in tally.passages}
-        second_tally = kill(stage, victim, first, tally)
-        whole = tally.delivered_segments(KILL_BYTES, received)
+        second_tally, whole = kill_download(stage, victim, first, tally)
         missing_bytes = KILL_BYTES - sum(layout.length(segment) for segment in whole)
         assert not copy.exists() or are_same(copy, stage.source), "a file that is not whole is visible"
         if victim == "client-and-its-state":
@@ -164,3 +190,86 @@ def test_a_download_goes_on_after_a_kill(stage: Stage, victim: str, capsys: pyte
         assert sent_bytes <= missing_bytes * 1.01, lines[-1]
         shutil.rmtree(target)
     report(capsys, "download", victim, lines)
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("victim", TWICE_VICTIMS)
+def test_an_upload_goes_on_after_two_kills(stage: Stage, victim: str, capsys: pytest.CaptureFixture[str]) -> None:
+    numbers = random.Random(f"{SEED} upload twice {victim}")
+    layout = Layout.of(KILL_BYTES)
+    lines: list[str] = []
+    for number in range(TWICE_MOMENTS):
+        remote = f"twice-{victim}-{number}"
+        arguments = ("put", str(stage.source), "--to", remote)
+        stored = stage.daemon.root / remote / stage.source.name
+        tally = stage.proxy.begin()
+        run = stage.run(*arguments)
+        assert stage.proxy.wait_until(has_moved(tally, run, draw_segments(numbers))), run.output
+        second_tally = kill(stage, victim, run, tally)
+        sealed = set(tally.sealed)
+        assert sealed
+
+        run = run if victim == "server" else stage.run(*arguments)
+        # A run that is killed before it sent anything must not hide what the one before it has sent.
+        moments_of_second = [
+            has_said(second_tally, run, b" UPLOAD "),
+            has_said(second_tally, run, b" resume="),
+            has_moved(second_tally, run, draw_segments(numbers)),
+        ]
+        assert stage.proxy.wait_until(moments_of_second[number % 3]), run.output
+        third_tally = kill(stage, victim, run, second_tally)
+        sealed |= second_tally.sealed
+        missing_bytes = KILL_BYTES - sum(map(layout.length, sealed))
+        assert not stored.exists() or are_same(stored, stage.source), "a file that is not whole is visible"
+
+        run = run if victim == "server" else stage.run(*arguments)
+        run.succeed()
+        stage.proxy.wait_until_quiet(third_tally)
+        sent_bytes = third_tally.put_bytes
+        killed = f"killed at {tally.put_bytes} and {second_tally.put_bytes}"
+        lines.append(f"{killed}, not acknowledged {missing_bytes}, sent again {sent_bytes}")
+        assert are_same(stored, stage.source)
+        assert sent_bytes <= missing_bytes * 1.01, lines[-1]
+        stored.unlink()
+    report(capsys, "upload twice", victim, lines)
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("victim", TWICE_VICTIMS)
+def test_a_download_goes_on_after_two_kills(stage: Stage, victim: str, capsys: pytest.CaptureFixture[str]) -> None:
+    name = f"down-twice-{victim}"
+    Run(stage.daemon.host, ["-q", "put", str(stage.source), "--to", name], stage.directory).succeed()
+    numbers = random.Random(f"{SEED} download twice {victim}")
+    layout = Layout.of(KILL_BYTES)
+    lines: list[str] = []
+    for number in range(TWICE_MOMENTS):
+        target = stage.directory / "targets" / f"twice-{victim}-{number}"
+        target.mkdir(parents=True)
+        arguments = ("get", f"{name}/{stage.source.name}", "-o", str(target))
+        copy = target / stage.source.name
+        tally = stage.proxy.begin()
+        run = stage.run(*arguments)
+        assert stage.proxy.wait_until(has_moved(tally, run, draw_segments(numbers))), run.output
+        second_tally, whole = kill_download(stage, victim, run, tally)
+
+        run = run if victim == "server" else stage.run(*arguments)
+        moments_of_second = [
+            has_said(second_tally, run, b" DOWNLOAD "),
+            has_moved(second_tally, run, draw_segments(numbers)),
+        ]
+        assert stage.proxy.wait_until(moments_of_second[number % 2]), run.output
+        third_tally, more = kill_download(stage, victim, run, second_tally)
+        missing_bytes = KILL_BYTES - sum(map(layout.length, whole | more))
+        assert not copy.exists() or are_same(copy, stage.source), "a file that is not whole is visible"
+
+        run = run if victim == "server" else stage.run(*arguments)
+        run.succeed()
+        stage.proxy.wait_until_quiet(third_tally)
+        sent_bytes = third_tally.seg_bytes
+        killed = f"killed at {tally.seg_bytes} and {second_tally.seg_bytes}"
+        lines.append(f"{killed}, not received {missing_bytes}, fetched again {sent_bytes}")
+        assert are_same(copy, stage.source)
+        assert [path.name for path in target.iterdir()] == [copy.name], "a partial is left"
+        assert sent_bytes <= missing_bytes * 1.01, lines[-1]
+        shutil.rmtree(target)
+    report(capsys, "download twice", victim, lines)
