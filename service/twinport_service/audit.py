@@ -13,6 +13,7 @@ What was refused is rationed, as strangers may have it written: else they could 
 from __future__ import annotations
 
 import enum
+import functools
 import itertools
 import json
 import threading
@@ -20,7 +21,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 
 from twinport_protocol.errors import ErrorCode
@@ -60,6 +60,7 @@ class AuditEvent(enum.Enum):
 
 
 OK = "ok"
+_encode = json.JSONEncoder(separators=(",", ":")).encode  # json.dumps would make one for each line
 AUDITED_REFUSALS = frozenset({ErrorCode.DENIED, ErrorCode.QUOTA_EXCEEDED, ErrorCode.LOCKED})
 """What somebody was not allowed, as against what did not work."""
 
@@ -100,25 +101,23 @@ def discard(entry: AuditEntry) -> None:
 def format_entry(entry: AuditEntry, now: float, left_out: int | None = None) -> bytes:
     """The line of an entry: printable ASCII, whatever names are made of. ``left_out`` like it were not written."""
     fields: dict[str, object] = {"time": _stamp(now), "event": entry.event.value}
-    for key, text in (
-        ("user", entry.user),
-        ("peer", None if entry.peer is None else address_of(entry.peer)),
-        ("file", entry.file),
-        ("to", entry.to),
-        ("size", entry.size),
-        ("root", None if entry.root is None else entry.root.hex()),
-        ("seconds", None if entry.seconds is None else round(entry.seconds, 3)),
-        ("outcome", entry.outcome),
-        ("session", entry.session),
-        ("channel", entry.channel),
-        ("method", entry.method),
-        ("what", entry.what),
-        ("left_out", left_out),
-    ):
-        if text is not None:
-            fields[key] = text[:MAX_TEXT_CHARACTERS] if isinstance(text, str) else text
+    for key, value in vars(entry).items():
+        if isinstance(value, str):
+            fields[key] = value[:MAX_TEXT_CHARACTERS]
+        elif value is not None and key not in fields:
+            fields[key] = _plain(key, value)
+    if left_out is not None:
+        fields["left_out"] = left_out
     # JSON takes DEL for a printable character; terminals do not.
-    return json.dumps(fields, separators=(",", ":")).replace(_DELETE, "\\u007f").encode("ascii") + b"\n"
+    return _encode(fields).replace(_DELETE, "\\u007f").encode("ascii") + b"\n"
+
+
+def _plain(key: str, value: object) -> object:
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, float):
+        return round(value, 3)
+    return address_of(value)[:MAX_TEXT_CHARACTERS] if key == "peer" else value
 
 
 def address_of(peer: object) -> str:
@@ -130,8 +129,13 @@ def address_of(peer: object) -> str:
 
 
 def _stamp(now: float) -> str:
-    moment = datetime.fromtimestamp(now, timezone.utc)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    milliseconds = int(now * 1000)
+    return f"{_second(milliseconds // 1000)}.{milliseconds % 1000:03}Z"
+
+
+@functools.lru_cache(maxsize=4)
+def _second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
 class _Ration:
