@@ -1,13 +1,14 @@
 """The ledger of the embedded server: memory is the truth, SQLite remembers what a client may want to resume.
 
-Only uploads of more than one segment or of at least ``RESUMABLE_BYTES`` are written down, as they change, before the
+Only uploads of at least ``RESUMABLE_BYTES`` are written down, as they change, before the
 caller is answered; a small file costs no transaction. What is written survives ``kill -9`` at once; a power cut may
 take the last moments (``synchronous=NORMAL``: no flush is waited for), never the consistency. That is enough, because
 after an unclean start the sealed segments are trusted only once their bytes were hashed again, which is the caller's
 business.
 
-The log of SQLite is folded into the database by a thread of its own, every ``checkpoint_writes`` changes; others wait
-only while it folds in what came during its first pass.
+The log of SQLite is folded into the database by a thread of its own, every ``checkpoint_writes`` changes. What writes
+waits while it folds in what came during its first pass; what touches memory alone (small files, every look) does not:
+the event loop must not wait for a disk. So there are two locks: whatever may write takes ``_writing`` before ``_lock``.
 """
 
 from __future__ import annotations
@@ -16,14 +17,15 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from twinport_protocol.errors import ErrorCode, Refusal
 from twinport_protocol.names import parse_name
-from twinport_protocol.segments import Layout
 from twinport_protocol.upload import UploadState
 
+from .ledger import UploadRecord
 from .ledger_memory import MAX_OPEN_UPLOADS_PER_USER, MemoryLedger, OpenUpload
 from .log import get_log
 from .storage.contract import Precondition, UploadSpec
@@ -51,7 +53,7 @@ class LedgerUnknown(Exception):  # noqa: N818  named by the state it reports
 
 def is_resumable(spec: UploadSpec) -> bool:
     """Whether an upload is worth being remembered."""
-    return spec.size >= RESUMABLE_BYTES or Layout.of(spec.size).count > 1
+    return spec.size >= RESUMABLE_BYTES  # which every file of several segments is
 
 
 class SqliteLedger(MemoryLedger):
@@ -70,6 +72,7 @@ class SqliteLedger(MemoryLedger):
         self._path = path
         self._checkpoint_writes = checkpoint_writes
         self._writes = 0
+        self._writer_lock = threading.RLock()
         self._is_closed = False
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
         self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
@@ -127,6 +130,54 @@ class SqliteLedger(MemoryLedger):
         self._checkpointer.join()
         with self._lock:
             self._database.close()
+
+    # what may write --------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _writing(self, spec: UploadSpec | None) -> Iterator[None]:
+        """Around a change of an upload, which is written down if it may be resumed (or if that is not known yet)."""
+        if spec is not None and not is_resumable(spec):
+            yield
+            return
+        with self._writer_lock:
+            yield
+            if self._writes >= _PATIENT_WRITES * self._checkpoint_writes:
+                # The thread gets no turn, and the log must not grow without bound.
+                self._fold(self._database)
+
+    def _spec_of(self, upload_id: bytes) -> UploadSpec | None:
+        upload = self._uploads.get(upload_id)
+        return None if upload is None else upload.spec
+
+    def begin(self, spec: UploadSpec, reserve: bool = True) -> UploadRecord:
+        """See the contract."""
+        with self._writing(spec):
+            return super().begin(spec, reserve)
+
+    def claim(self, upload_id: bytes, generation: int) -> None:
+        """See the contract."""
+        with self._writing(self._spec_of(upload_id)):
+            super().claim(upload_id, generation)
+
+    def lease(self, upload_id: bytes, user: str) -> UploadRecord:
+        """See the contract."""
+        with self._writing(self._spec_of(upload_id)):
+            return super().lease(upload_id, user)
+
+    def seal(self, upload_id: bytes, generation: int, segment: int, digest: bytes) -> bool:
+        """See the contract."""
+        with self._writing(self._spec_of(upload_id)):
+            return super().seal(upload_id, generation, segment, digest)
+
+    def unseal(self, upload_id: bytes, segments: Collection[int]) -> None:
+        """See the contract."""
+        with self._writing(self._spec_of(upload_id)):
+            super().unseal(upload_id, segments)
+
+    def finish(self, upload_id: bytes) -> None:
+        """See the contract."""
+        with self._writing(self._spec_of(upload_id)):
+            super().finish(upload_id)
 
     # what changes ----------------------------------------------------------------------------------------------------
 
@@ -193,9 +244,6 @@ class SqliteLedger(MemoryLedger):
         self._writes += 1
         if self._writes >= self._checkpoint_writes:
             self._checkpoint_due.set()
-        if self._writes >= _PATIENT_WRITES * self._checkpoint_writes:
-            # The thread gets no turn, and the log must not grow without bound.
-            self._fold(self._database)
 
     def _fold(self, database: sqlite3.Connection) -> None:
         try:
@@ -217,7 +265,7 @@ class SqliteLedger(MemoryLedger):
                 self._checkpoint_due.clear()
                 self._fold(database)
                 # What was written meanwhile keeps the log from beginning anew: fold those few pages in undisturbed.
-                with self._lock:
+                with self._writer_lock:
                     self._fold(database)
         finally:
             database.close()

@@ -7,6 +7,8 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -101,6 +103,48 @@ def test_log_is_folded_in_by_itself(tmp_path: Path) -> None:
         ledger.unseal(spec.upload_id, [0])
     # 8,000 transactions of at least one page each would be 32 MiB.
     assert Path(f"{path}-wal").stat().st_size < 8 * 1024 * 1024
+    ledger.close()
+
+
+def test_small_uploads_and_looks_do_not_wait_while_the_log_is_folded_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folds, in_second, go = [0], threading.Event(), threading.Event()
+    fold = SqliteLedger._fold
+
+    def slow_fold(ledger: SqliteLedger, database: sqlite3.Connection) -> None:
+        folds[0] += 1
+        if folds[0] == 2:  # the pass that others must not write during
+            in_second.set()
+            go.wait(20)
+        fold(ledger, database)
+
+    monkeypatch.setattr(SqliteLedger, "_fold", slow_fold)
+    ledger = SqliteLedger(tmp_path / "ledger.db", checkpoint_writes=1)
+    small = UploadSpec(b"s" * 16, "alice", parse_name("small"), 5)
+    big = UploadSpec(b"b" * 16, "alice", parse_name("big"), 8 << 20)
+    late = UploadSpec(b"l" * 16, "alice", parse_name("late"), 8 << 20)
+
+    def use() -> None:
+        ledger.begin(small)
+        ledger.check(small.upload_id, 1)
+        ledger.seal(small.upload_id, 1, 0, b"d" * 32)
+        ledger.fence(small.upload_id, 1)
+        ledger.finish(small.upload_id)
+        ledger.check(big.upload_id, 1)
+        assert ledger.load(big.upload_id) is not None
+        assert ledger.usage_of("alice").open_uploads == 1
+
+    with ThreadPoolExecutor(2) as pool:
+        try:
+            ledger.begin(big)
+            assert in_second.wait(10)
+            writes = pool.submit(ledger.begin, late)
+            pool.submit(use).result(10)
+            assert not writes.done(), "what writes waits"
+        finally:
+            go.set()
+        writes.result(10)
     ledger.close()
 
 
