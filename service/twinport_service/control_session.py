@@ -1,9 +1,10 @@
 """One twinport/2 control connection on the event loop: lines in, handlers asked, lines out.
 
 Commands that may wait for a disk go to worker threads, many of them in one job, at most ``_JOBS`` jobs of a session
-at a time; their replies come back in one write. COMMITs take as long as the disk does and hold up nothing else: they
-have a lane of their own. A session that does not read its replies is not read either. What comes behind a LOGIN waits
-for its outcome; the rest about logins is in :mod:`login_gate`.
+at a time; their replies come back in one write. COMMITs take as long as the disk does, and what must
+hash a file first as long as the file is large: each kind has a lane of its own and holds up nothing else. A session
+that does not read its replies is not read either. What comes behind a LOGIN waits for its outcome; the rest about
+logins is in :mod:`login_gate`.
 """
 
 from __future__ import annotations
@@ -11,55 +12,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 
-from twinport_protocol.control import BadLine, ControlServer, ControlState, Greeting, Limits
+from twinport_protocol.control import BadLine, ControlServer, ControlState, Greeting
 from twinport_protocol.errors import ErrorCode, Refusal, RemoteProtocolError
 from twinport_protocol.messages import Command, Reply, ReplyKind, Verb, format_reply
 
 from .access import ANONYMOUS
-from .accounts.authenticator import Authenticator, LoggedIn
+from .accounts.authenticator import LoggedIn
 from .commit_watch import CommitWatch
-from .handlers import Caller, Handlers
+from .control_services import ControlServices
+from .handlers import Caller
 from .limits import BUSY_SOON_SECONDS, Admission
 from .log import get_log
 from .login_gate import LoginGate
 from .replies import refuse
 from .side_lane import SideLane
+from .storage.contract import HashingNeeded
 
 _JOBS = 2
 _COMMITS = 16
 _BATCH = 64
 _EVENTS_IN_A_ROW = 256
-
-
-@dataclass(frozen=True)
-class ControlTimes:
-    """Seconds: until the greeting; without any traffic; with replies that the client does not read; until a login that
-    is required."""
-
-    greeting_seconds: float = 10.0
-    idle_seconds: float = 300.0
-    unread_seconds: float = 30.0
-    login_seconds: float = 20.0
-
-
-@dataclass(frozen=True)
-class ControlServices:
-    """What every session of a server shares."""
-
-    handlers: Handlers
-    executor: ThreadPoolExecutor
-    lister: ThreadPoolExecutor
-    """For LIST alone: pages cost processor time, and must not keep what waits for the disk from its threads."""
-    limits: Limits
-    times: ControlTimes
-    greeting: Callable[[], Mapping[str, str]]
-    on_open: Callable[[ControlSession], None]
-    on_close: Callable[[ControlSession], None]
-    authenticator: Authenticator | None = None
 
 
 class ControlSession(asyncio.Protocol):
@@ -68,9 +42,9 @@ class ControlSession(asyncio.Protocol):
     ``certificate_sha256`` is the hash of the certificate that the client was shown; None on a plaintext connection."""
 
     __slots__ = (
-        "_caller", "_certificate_sha256", "_closing", "_commits", "_gate", "_jobs", "_listing", "_login_deadline",
-        "_more_to_come", "_peer", "_queue", "_reading", "_services", "_transport", "_wire", "_writable", "admission",
-        "deadline", "loop", "number",
+        "_caller", "_certificate_sha256", "_closing", "_commits", "_gate", "_hashings", "_jobs", "_listing",
+        "_login_deadline", "_more_to_come", "_peer", "_queue", "_reading", "_services", "_transport", "_wire",
+        "_writable", "admission", "deadline", "loop", "number",
     )  # fmt: skip
 
     def __init__(self, services: ControlServices, certificate_sha256: bytes | None = None) -> None:
@@ -87,6 +61,7 @@ class ControlSession(asyncio.Protocol):
         self._queue: deque[Command] = deque()
         self._jobs = 0
         self._commits = SideLane(_COMMITS, self._start_commit)
+        self._hashings = SideLane(1, self._start_hashing)
         self._listing = False
         self._more_to_come = False
         self._reading = True
@@ -265,8 +240,30 @@ class ControlSession(asyncio.Protocol):
                 self._services.executor.submit(self._run_batch, self._caller, batch)
 
     def _run_batch(self, caller: Caller, batch: list[Command]) -> None:
-        replies = [self._services.handlers.slow(caller, command) for command in batch]
-        self.post(self.job_done, [reply for group in replies for reply in group])
+        replies: list[Reply] = []
+        deferred: list[tuple[Caller, Command]] = []
+        for command in batch:
+            try:
+                replies += self._services.handlers.slow(caller, command, may_hash=False)
+            except HashingNeeded:
+                deferred.append((caller, command))
+        self.post(self._batch_done, replies, deferred)
+
+    def _batch_done(self, replies: list[Reply], deferred: list[tuple[Caller, Command]]) -> None:
+        if self._transport is not None:
+            for asked in deferred:
+                self._hashings.add(asked)
+        self.job_done(replies)
+
+    def _start_hashing(self, asked: tuple[Caller, Command]) -> None:
+        self._services.hasher.submit(self._run_hashing, *asked)
+
+    def _run_hashing(self, caller: Caller, command: Command) -> None:
+        self.post(self._hashing_done, list(self._services.handlers.slow(caller, command)))
+
+    def _hashing_done(self, replies: list[Reply]) -> None:
+        self._hashings.end_one()
+        self._answer(replies)
 
     def _run_list(self, turns: Iterator[Sequence[Reply] | None]) -> None:
         replies = next(turns)
@@ -349,11 +346,12 @@ class ControlSession(asyncio.Protocol):
 
     @property
     def _is_at_work(self) -> bool:
-        return self._jobs > 0 or self._commits.is_busy
+        return self._jobs > 0 or self._commits.is_busy or self._hashings.is_busy
 
     def _drop_waiting(self) -> None:
         self._queue.clear()
         self._commits.clear()
+        self._hashings.clear()
 
     def check_deadline(self, now: float) -> None:
         """Close a session that is past its deadline; called by the server's clock, ``now`` in the loop's time."""

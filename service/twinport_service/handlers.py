@@ -24,7 +24,7 @@ from .audit import AUDITED_REFUSALS, AuditEntry, AuditEvent, Record, discard
 from .ledger import UploadRecord
 from .log import get_log
 from .replies import describe_entry, describe_published, describe_usage, parse_hex, refuse
-from .storage.contract import SMALL_BYTES, OnProgress, Precondition, Published, UploadSpec
+from .storage.contract import SMALL_BYTES, HashingNeeded, OnProgress, Precondition, Published, UploadSpec
 from .uploads import UploadDesk
 from .visible_listing import list_visible
 
@@ -103,10 +103,16 @@ class Handlers:
                 return Reply(command.id, ReplyKind.ERROR, code=ErrorCode.INTERNAL)
         return None
 
-    def slow(self, caller: Caller, command: Command) -> Sequence[Reply]:
-        """The replies, the last of them final. Never raises."""
+    def slow(self, caller: Caller, command: Command, *, may_hash: bool = True) -> Sequence[Reply]:
+        """The replies, the last of them final. Raises ``HashingNeeded`` where not ``may_hash``, else nothing."""
         try:
+            if not may_hash and command.verb is Verb.DOWNLOAD:
+                return self._download(caller, command, may_hash=False)
+            if not may_hash and command.verb is Verb.DELETE and "if-match" in command.options:
+                raise HashingNeeded
             return self._slow[command.verb](caller, command)
+        except HashingNeeded:
+            raise
         except (Refusal, ProtocolError) as error:
             return [self._refused(caller, command, error)]
         except Exception:
@@ -231,9 +237,9 @@ class Handlers:
 
     # downloads and names ---------------------------------------------------------------------------------------------
 
-    def _download(self, caller: Caller, command: Command) -> Sequence[Reply]:
+    def _download(self, caller: Caller, command: Command, *, may_hash: bool = True) -> Sequence[Reply]:
         name = self._name(caller, command, 0, Act.READ)
-        version = self._storage.open_version(name)
+        version = self._storage.open_version(name, may_hash)
         options = {
             "size": str(version.size),
             "root": version.root.hex(),

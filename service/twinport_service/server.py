@@ -33,7 +33,8 @@ from .classic.pairing import PairingTimes
 from .classic.plane import ClassicLimits, ClassicPlane
 from .classic.session import SessionLimits
 from .config import ConfigError, Settings
-from .control_session import ControlServices, ControlSession, ControlTimes
+from .control_services import ControlServices, ControlTimes
+from .control_session import ControlSession
 from .exposure import decide_exposure
 from .handlers import Handlers
 from .ledger import Ledger
@@ -50,6 +51,7 @@ AGENT = "twinportd/0.1.0"
 _CLOCK_SECONDS = 0.25
 _SWEEP_SECONDS = 600.0
 _STOP_SECONDS = 10.0
+_HASHERS = 2
 _LISTERS = 2
 _Route = Callable[[socket.socket, object], None]
 
@@ -126,6 +128,7 @@ class Server:
         self._empty, self._enough, self._hurry = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._executor = ThreadPoolExecutor(self._settings.workers, thread_name_prefix="worker")
         self._lister = ThreadPoolExecutor(_LISTERS, thread_name_prefix="worker-list")
+        self._hasher = ThreadPoolExecutor(_HASHERS, thread_name_prefix="worker-hash")
         try:
             await self._start()
         except BaseException:
@@ -178,6 +181,7 @@ class Server:
             handlers=handlers,
             executor=self._executor,
             lister=self._lister,
+            hasher=self._hasher,
             limits=self._limits,
             times=ControlTimes(
                 settings.greeting_seconds, settings.idle_seconds, settings.stall_seconds, settings.login_seconds
@@ -378,6 +382,7 @@ class Server:
     def _close_foundation(self) -> None:
         self._executor.shutdown(wait=True)
         self._lister.shutdown(wait=True)
+        self._hasher.shutdown(wait=True)
         if self._authenticator is not None:
             self._authenticator.close()
         self._record(AuditEntry(AuditEvent.STOP))

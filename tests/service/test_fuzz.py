@@ -42,7 +42,8 @@ from twinport_protocol.segments import digest_of
 from twinport_protocol.tickets import Action, Ticket, encode_ticket
 from twinport_service.access import allow_all
 from twinport_service.channel_session import ChannelSession, Payload
-from twinport_service.control_session import ControlServices, ControlSession, ControlTimes
+from twinport_service.control_services import ControlServices, ControlTimes
+from twinport_service.control_session import ControlSession
 from twinport_service.handlers import Handlers
 from twinport_service.ledger_memory import MemoryLedger
 from twinport_service.log import configure_logging
@@ -332,6 +333,7 @@ def services_for(desk: UploadDesk) -> ControlServices:
         handlers=Handlers(desk, KEYS, allow_all, LIMITS),
         executor=inline,
         lister=inline,
+        hasher=inline,
         limits=LIMITS,
         times=ControlTimes(),
         greeting=lambda: {"agent": "fuzzed"},

@@ -112,6 +112,10 @@ class Page:
     more: bool
 
 
+class HashingNeeded(Exception):  # noqa: N818  no error, but a matter for another thread
+    """A file must be hashed first, and that was not to be done now."""
+
+
 class Reader(Protocol):
     """The bytes of one version; they never change, whatever happens to the name. Used by one thread."""
 
@@ -200,10 +204,11 @@ class Storage(Protocol):
 
     # versions --------------------------------------------------------------------------------------------------------
 
-    def open_version(self, name: RemoteName) -> VersionInfo:
+    def open_version(self, name: RemoteName, may_hash: bool = True) -> VersionInfo:
         """The current version of a file, kept readable for a while by its token.
 
-        Makes a missing or outdated manifest anew (then this takes as long as hashing). ``FileNotFound``, ``Denied`` (a
+        Makes a missing or outdated manifest anew (then this takes as long as hashing; ``HashingNeeded`` where not
+        ``may_hash``, to be asked again by whoever has the time). ``FileNotFound``, ``Denied`` (a
         symlink, device, pipe, directory), ``Changed`` (it changes faster than it can be hashed)."""
 
     def open_reader(self, token: bytes) -> Reader:

@@ -281,7 +281,7 @@ class LocalStorage:
 
     # versions --------------------------------------------------------------------------------------------------------
 
-    def open_version(self, name: RemoteName) -> VersionInfo:
+    def open_version(self, name: RemoteName, may_hash: bool = True) -> VersionInfo:
         """See the contract."""
         with self._noticing(name):
             facts = self._tree.look(name)
@@ -290,7 +290,7 @@ class LocalStorage:
         identity, mode = Identity.of(facts), facts.st_mode
         manifest = self._manifests.recorded(name, identity) if identity.size <= SMALL_BYTES else None
         if manifest is None:
-            known = self._manifests.open(name)
+            known = self._manifests.open(name, may_hash=may_hash)
             identity, mode, manifest = known.identity, known.mode, known.manifest
             version = Version(name, identity, manifest.root)
             if identity.size <= SMALL_BYTES:

@@ -20,6 +20,7 @@ from twinport_protocol.segments import DIGEST_BYTES, Layout, Manifest
 from twinport_service.usage import UsageKeeper
 
 from .catalogue import Catalogue
+from .contract import HashingNeeded
 from .disk_door import DiskDoor
 from .rows import NewRow
 from .tree import Identity, Tree
@@ -80,8 +81,9 @@ class Manifests:
             raise Refusal(ErrorCode.STORAGE_FAULT, str(error)) from None
         return row.manifest if row is not None and row.matches(identity) else None
 
-    def open(self, name: str) -> KnownFile:
-        """The file under a name, with its manifest. ``FileNotFound``, ``Denied``, ``Changed``, ``StorageFault``."""
+    def open(self, name: str, *, may_hash: bool = True) -> KnownFile:
+        """The file under a name, with its manifest. ``FileNotFound``, ``Denied``, ``Changed``, ``StorageFault``;
+        ``HashingNeeded`` where not ``may_hash``."""
         fd, identity, mode = self._tree.open_file(name)
         try:
             manifest = self.recorded(name, identity)
@@ -91,6 +93,8 @@ class Manifests:
             self._door.drop(fd)
             raise
         self._door.drop(fd)
+        if not may_hash:
+            raise HashingNeeded
         with self._hashing[hash(name) % _LOCKS]:
             for _ in range(self._attempts):
                 known = self._hash_once(name)

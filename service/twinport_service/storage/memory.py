@@ -253,8 +253,8 @@ class MemoryStorage:
 
     # versions --------------------------------------------------------------------------------------------------------
 
-    def open_version(self, name: RemoteName) -> VersionInfo:
-        """See the contract."""
+    def open_version(self, name: RemoteName, may_hash: bool = True) -> VersionInfo:
+        """See the contract; nothing is hashed here."""
         with self._lock:
             version = self._files.get(name)
             if version is None:

@@ -424,7 +424,7 @@ def test_an_error_of_our_own_ends_in_a_reply_and_in_the_log() -> None:
         def list(self, prefix: str, after: str, limit: int, recursive: bool) -> Page:
             raise ZeroDivisionError("a bug")
 
-        def open_version(self, name: RemoteName) -> VersionInfo:
+        def open_version(self, name: RemoteName, may_hash: bool = True) -> VersionInfo:
             raise ZeroDivisionError("another bug")
 
     with running_plane(Broken()) as server:
