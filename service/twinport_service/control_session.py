@@ -42,9 +42,9 @@ class ControlSession(asyncio.Protocol):
     ``certificate_sha256`` is the hash of the certificate that the client was shown; None on a plaintext connection."""
 
     __slots__ = (
-        "_caller", "_certificate_sha256", "_closing", "_commits", "_gate", "_hashings", "_jobs", "_listing",
-        "_login_deadline", "_more_to_come", "_peer", "_queue", "_reading", "_services", "_transport", "_wire",
-        "_writable", "admission", "deadline", "loop", "number",
+        "_caller", "_certificate_sha256", "_closing", "_commits", "_gate", "_has_uploads", "_hashings", "_jobs",
+        "_listing", "_login_deadline", "_more_to_come", "_peer", "_queue", "_reading", "_services", "_transport",
+        "_wire", "_writable", "admission", "deadline", "loop", "number",
     )  # fmt: skip
 
     def __init__(self, services: ControlServices, certificate_sha256: bytes | None = None) -> None:
@@ -60,6 +60,7 @@ class ControlSession(asyncio.Protocol):
         self._peer: object = None
         self._queue: deque[Command] = deque()
         self._jobs = 0
+        self._has_uploads = False
         self._commits = SideLane(_COMMITS, self._start_commit)
         self._hashings = SideLane(1, self._start_hashing)
         self._listing = False
@@ -91,7 +92,15 @@ class ControlSession(asyncio.Protocol):
         self._transport = None
         if self.admission is not None:
             self.admission.close()
+        self._end_uploads()
         self._services.on_close(self)
+
+    def _end_uploads(self) -> None:
+        """What it has opened and never sent ends with the session; but not before what still runs has opened its."""
+        if self._has_uploads and not self._jobs:
+            self._has_uploads = False
+            with contextlib.suppress(RuntimeError):  # the server has stopped
+                self._services.executor.submit(self._services.handlers.end_session, self.number)
 
     def data_received(self, data: bytes) -> None:
         """Take lines."""
@@ -177,6 +186,8 @@ class ControlSession(asyncio.Protocol):
         if refusal is not None:
             out.append(self._wire.reply(refuse(command, refusal)))
             return
+        if command.verb is Verb.UPLOAD:
+            self._has_uploads = True
         reply = self._services.handlers.quick(self._caller, command)
         if reply is not None:
             out.append(self._wire.reply(reply))
@@ -299,6 +310,7 @@ class ControlSession(asyncio.Protocol):
 
     def _answer(self, replies: list[Reply], rest: Sequence[bytes] = ()) -> None:
         if self._transport is None:
+            self._end_uploads()
             return
         self._write([*(self._wire.reply(reply) for reply in replies), *rest])
         self._touch()

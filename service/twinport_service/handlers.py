@@ -95,7 +95,7 @@ class Handlers:
                 spec = self._spec(caller, command)
                 if spec.size > SMALL_BYTES or not self._desk.room.is_fresh:
                     return None
-                return self._opened(caller, command, self._desk.open_small(spec))
+                return self._opened(caller, command, self._desk.open_small(spec, caller.session))
             except (Refusal, ProtocolError) as error:
                 return self._refused(caller, command, error)
             except Exception:
@@ -118,6 +118,13 @@ class Handlers:
         except Exception:
             get_log().exception("[CONTROL] Internal error", peer=caller.peer, verb=command.verb.value)
             return [Reply(command.id, ReplyKind.ERROR, code=ErrorCode.INTERNAL)]
+
+    def end_session(self, number: int) -> None:
+        """A session that has opened uploads is over. May wait for the disk. Never raises."""
+        try:
+            self._desk.end_session(number)
+        except Exception:
+            get_log().exception("[CONTROL] Internal error", session=number)
 
     # uploads ---------------------------------------------------------------------------------------------------------
 
@@ -159,14 +166,14 @@ class Handlers:
             return [self._resume(caller, command)]
         spec = self._spec(caller, command)
         if spec.size <= SMALL_BYTES:
-            return [self._opened(caller, command, self._desk.open_small(spec))]
+            return [self._opened(caller, command, self._desk.open_small(spec, caller.session))]
         resumable = self._desk.ledger.resumable(caller.user, spec.name, spec.size)
         former = None if resumable is None else self._desk.ledger.load(resumable)
         # A resumed upload keeps its precondition: another one than is asked for now might replace what must stay.
         if former is None or resumable == spec.upload_id or former.spec.precondition != spec.precondition:
             resumable = None
         # Whoever goes on with the other one must not need room twice.
-        record = self._desk.open(spec, reserve=resumable is None)
+        record = self._desk.open(spec, reserve=resumable is None, session=caller.session)
         return [self._opened(caller, command, record, resumable)]
 
     def _resume(self, caller: Caller, command: Command) -> Reply:
@@ -174,7 +181,8 @@ class Handlers:
         size = parse_size(command.words[1].encode())
         require(self._decide, caller.user, Act.WRITE, name)
         upload_id = parse_hex(command.options["resume"], UPLOAD_ID_BYTES)
-        return self._opened(caller, command, self._desk.resume(caller.user, upload_id, name, size))
+        record = self._desk.resume(caller.user, upload_id, name, size, session=caller.session)
+        return self._opened(caller, command, record)
 
     def commit(self, caller: Caller, command: Command, on_reply: OnReply, on_progress: OnProgress) -> None:
         """Start a COMMIT; its final reply goes to ``on_reply``, perhaps on another thread. Never raises."""

@@ -19,6 +19,9 @@ from twinport_protocol.upload import UploadState
 from .storage.contract import UploadSpec
 from .usage import Usage
 
+SessionKey = tuple[str, int]
+"""A control session: the node it is on, and its number there."""
+
 
 @dataclass(frozen=True)
 class UploadRecord:
@@ -35,14 +38,24 @@ class UploadRecord:
 class Ledger(Protocol):
     """The contract."""
 
-    def begin(self, spec: UploadSpec, reserve: bool = True) -> UploadRecord:
+    def begin(self, spec: UploadSpec, reserve: bool = True, session: SessionKey | None = None) -> UploadRecord:
         """Open an upload in generation 1 and reserve its room in the user's quota, or leave that to :meth:`claim`. The
         same spec again returns the record as it stands (a repeated request); another spec under a known id is
-        ``Denied``. ``Busy`` past the cap of open uploads of the user, ``QuotaExceeded``."""
+        ``Denied``. ``Busy`` past the cap of open uploads of the user, or of untouched ones of the session;
+        ``QuotaExceeded``.
+
+        Until it is claimed an upload is untouched, and belongs to the session that asked for it last."""
 
     def claim(self, upload_id: bytes, generation: int) -> None:
-        """Reserve the room of an upload that was begun without; nothing to do for any other. ``QuotaExceeded`` and
-        ``Busy`` (it stays open, without room), ``Fenced``, ``UploadClosed``, ``UploadUnknown``."""
+        """Its first piece is about to come: from here on the upload outlives its session. Reserves the room of one that
+        was begun without. ``QuotaExceeded`` and ``Busy`` (it stays open, without room), ``Fenced``, ``UploadClosed``,
+        ``UploadUnknown``."""
+
+    def untouched(self, session: SessionKey) -> Collection[bytes]:
+        """The ids of a session's untouched uploads."""
+
+    def abandon(self, upload_id: bytes, session: SessionKey) -> UploadRecord | None:
+        """Close an upload, as :meth:`fence` does, if it is open, still untouched and that session's; None if not."""
 
     def load(self, upload_id: bytes) -> UploadRecord | None:
         """The record, from whichever node made it."""
@@ -52,9 +65,9 @@ class Ledger(Protocol):
         or is larger than one segment; None when there is none. One that is being committed counts: whoever wants to
         send the file had better wait for its end."""
 
-    def lease(self, upload_id: bytes, user: str) -> UploadRecord:
-        """Take the upload over: a new generation; holders of the old one are fenced. ``UploadUnknown`` (also when it is
-        another user's), ``UploadClosed``."""
+    def lease(self, upload_id: bytes, user: str, session: SessionKey | None = None) -> UploadRecord:
+        """Take the upload over: a new generation; holders of the old one are fenced. If it is untouched, it is that
+        session's now. ``UploadUnknown`` (also when it is another user's), ``UploadClosed``."""
 
     def seal(self, upload_id: bytes, generation: int, segment: int, digest: bytes) -> bool:
         """Record a verified segment; False if it was sealed before. ``Fenced``, ``UploadClosed``, ``UploadUnknown``."""

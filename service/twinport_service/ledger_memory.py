@@ -1,7 +1,7 @@
 """The ledger in memory: for tests, for several nodes in one process, and the truth behind the SQLite ledger.
 
 A subclass is told of each change by the ``_on_*`` hooks, under the lock and before the caller is answered.
-Bound: ``max_open_uploads_per_user``, then ``Busy``.
+Bounds: ``max_open_uploads_per_user`` and ``max_untouched_per_session``, then ``Busy``.
 
 An upload and its reservation come and go under one lock, so that neither outlives the other; only a publication parts
 them, when the reservation becomes the file.
@@ -20,11 +20,13 @@ from twinport_protocol.names import RemoteName
 from twinport_protocol.segments import Layout
 from twinport_protocol.upload import UploadEvent, UploadState, advance, check_generation
 
-from .ledger import UploadRecord
+from .ledger import SessionKey, UploadRecord
 from .storage.contract import UploadSpec
 from .usage import Usage, UsageBook, UsageKeeper
 
 MAX_OPEN_UPLOADS_PER_USER = 4096
+MAX_UNTOUCHED_PER_SESSION = 4096
+"""Four windows of commands: more than a client has use for before it sends the first of them."""
 
 
 @dataclass
@@ -37,6 +39,8 @@ class OpenUpload:
     touched_at: float
     has_room: bool = True
     sealed: dict[int, bytes] = field(default_factory=dict)
+    session: SessionKey | None = None
+    """Whose it is while it is untouched."""
 
     def record(self) -> UploadRecord:
         """What callers get to see."""
@@ -51,31 +55,38 @@ class MemoryLedger:
         *,
         now: Callable[[], float] = time.time,
         max_open_uploads_per_user: int = MAX_OPEN_UPLOADS_PER_USER,
+        max_untouched_per_session: int = MAX_UNTOUCHED_PER_SESSION,
         usage: UsageKeeper | None = None,
     ) -> None:
         self._usage = UsageBook() if usage is None else usage
         self._lock = threading.RLock()
         self._now = now
         self._max_open_uploads_per_user = max_open_uploads_per_user
+        self._max_untouched_per_session = max_untouched_per_session
+        self._untouched: dict[SessionKey, dict[bytes, None]] = {}
         self._uploads: dict[bytes, OpenUpload] = {}
         self._open_per_user: Counter[str] = Counter()
         self._by_target: dict[tuple[str, str, int], dict[bytes, None]] = {}
         """Ids by user, name and size, oldest first."""
 
-    def begin(self, spec: UploadSpec, reserve: bool = True) -> UploadRecord:
+    def begin(self, spec: UploadSpec, reserve: bool = True, session: SessionKey | None = None) -> UploadRecord:
         """See the contract."""
         with self._lock:
             upload = self._uploads.get(spec.upload_id)
             if upload is not None:
                 if upload.spec != spec:
                     raise Refusal(ErrorCode.DENIED, "the upload id is taken by another upload")
+                self._hand_over(upload, session)
                 return upload.record()
             if self._open_per_user[spec.user] >= self._max_open_uploads_per_user:
                 raise Refusal(ErrorCode.BUSY, f"{spec.user!r} has too many open uploads", retry_seconds=1)
+            if session is not None and len(self._untouched.get(session, ())) >= self._max_untouched_per_session:
+                raise Refusal(ErrorCode.BUSY, "the session has too many uploads without bytes", retry_seconds=1)
             if reserve:
                 self._usage.reserve(spec.upload_id, spec.user, spec.size)
             upload = OpenUpload(spec, 1, UploadState.OPEN, self._now(), reserve)
             self._insert(upload)
+            self._tie(upload, session)
             if reserve:
                 self._on_begin(upload)
             return upload.record()
@@ -88,6 +99,22 @@ class MemoryLedger:
                 self._usage.reserve(upload_id, upload.spec.user, upload.spec.size)
                 upload.has_room = True
                 self._on_begin(upload)
+            self._untie(upload)
+
+    def untouched(self, session: SessionKey) -> Collection[bytes]:
+        """See the contract."""
+        with self._lock:
+            return list(self._untouched.get(session, ()))
+
+    def abandon(self, upload_id: bytes, session: SessionKey) -> UploadRecord | None:
+        """See the contract."""
+        with self._lock:
+            upload = self._uploads.get(upload_id)
+            if upload is None or upload.session != session or upload.state is not UploadState.OPEN:
+                return None
+            self._untie(upload)
+            upload.state = advance(upload.state, UploadEvent.COMMIT)
+            return upload.record()
 
     def load(self, upload_id: bytes) -> UploadRecord | None:
         """See the contract."""
@@ -104,13 +131,14 @@ class MemoryLedger:
                     return upload_id
             return None
 
-    def lease(self, upload_id: bytes, user: str) -> UploadRecord:
+    def lease(self, upload_id: bytes, user: str, session: SessionKey | None = None) -> UploadRecord:
         """See the contract."""
         with self._lock:
             upload = self._uploads.get(upload_id)
             if upload is None or upload.spec.user != user:
                 raise Refusal(ErrorCode.UPLOAD_UNKNOWN)
             upload.state = advance(upload.state, UploadEvent.RESUME)
+            self._hand_over(upload, session)
             upload.generation += 1
             upload.touched_at = self._now()
             self._on_lease(upload)
@@ -124,6 +152,7 @@ class MemoryLedger:
             if segment in upload.sealed:
                 return False
             upload.sealed[segment] = digest
+            self._untie(upload)
             self._on_seal(upload, segment, digest)
             return True
 
@@ -168,6 +197,7 @@ class MemoryLedger:
             upload = self._uploads.pop(upload_id, None)
             if upload is None:
                 return
+            self._untie(upload)
             spec = upload.spec
             target = (spec.user, spec.name, spec.size)
             del self._by_target[target][upload_id]
@@ -196,6 +226,24 @@ class MemoryLedger:
         self._uploads[spec.upload_id] = upload
         self._open_per_user[spec.user] += 1
         self._by_target.setdefault((spec.user, spec.name, spec.size), {})[spec.upload_id] = None
+
+    def _tie(self, upload: OpenUpload, session: SessionKey | None) -> None:
+        if session is not None:
+            upload.session = session
+            self._untouched.setdefault(session, {})[upload.spec.upload_id] = None
+
+    def _untie(self, upload: OpenUpload) -> None:
+        session, upload.session = upload.session, None
+        if session is not None:
+            mine = self._untouched[session]
+            del mine[upload.spec.upload_id]
+            if not mine:
+                del self._untouched[session]
+
+    def _hand_over(self, upload: OpenUpload, session: SessionKey | None) -> None:
+        if upload.session is not None:
+            self._untie(upload)
+            self._tie(upload, session)
 
     def _held(self, upload_id: bytes, generation: int, event: UploadEvent) -> OpenUpload:
         upload = self._uploads.get(upload_id)

@@ -25,7 +25,7 @@ from twinport_protocol.errors import ErrorCode, Refusal
 from twinport_protocol.names import parse_name
 from twinport_protocol.upload import UploadState
 
-from .ledger import UploadRecord
+from .ledger import SessionKey, UploadRecord
 from .ledger_memory import MAX_OPEN_UPLOADS_PER_USER, MemoryLedger, OpenUpload
 from .log import get_log
 from .storage.contract import Precondition, UploadSpec
@@ -149,20 +149,20 @@ class SqliteLedger(MemoryLedger):
         upload = self._uploads.get(upload_id)
         return None if upload is None else upload.spec
 
-    def begin(self, spec: UploadSpec, reserve: bool = True) -> UploadRecord:
+    def begin(self, spec: UploadSpec, reserve: bool = True, session: SessionKey | None = None) -> UploadRecord:
         """See the contract."""
         with self._writing(spec):
-            return super().begin(spec, reserve)
+            return super().begin(spec, reserve, session)
 
     def claim(self, upload_id: bytes, generation: int) -> None:
         """See the contract."""
         with self._writing(self._spec_of(upload_id)):
             super().claim(upload_id, generation)
 
-    def lease(self, upload_id: bytes, user: str) -> UploadRecord:
+    def lease(self, upload_id: bytes, user: str, session: SessionKey | None = None) -> UploadRecord:
         """See the contract."""
         with self._writing(self._spec_of(upload_id)):
-            return super().lease(upload_id, user)
+            return super().lease(upload_id, user, session)
 
     def seal(self, upload_id: bytes, generation: int, segment: int, digest: bytes) -> bool:
         """See the contract."""

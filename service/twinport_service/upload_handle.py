@@ -17,7 +17,7 @@ from twinport_protocol.errors import ErrorCode, Refusal
 from twinport_protocol.frames import AckStatus, Held
 from twinport_protocol.segments import Layout, digest_of
 
-from .ledger import UploadRecord
+from .ledger import SessionKey, UploadRecord
 from .storage.contract import SMALL_BYTES, Buffer, OnDone, UploadSpec
 
 if TYPE_CHECKING:
@@ -57,6 +57,10 @@ class OpenUpload:
         # a partial upload, only if its bytes come here and not there.
         self.begun = spec.size > SMALL_BYTES and record.has_room
         self.beginning = threading.Lock()
+        # Whether the ledger knows that its first piece has come.
+        self.claimed = False
+        # The session that has ended while a channel was attached and nothing had come yet.
+        self.orphan_of: SessionKey | None = None
         self.closed = False
         # The newest that this node has seen; what an older holder still has on its way is no more written.
         self.generation = 0
@@ -109,8 +113,8 @@ class UploadHandle:
             if state.sealed:
                 return False
             self._require_open()
-            if not upload.begun:
-                self._desk.begin_late(upload, self._generation)
+            if not upload.claimed:
+                self._desk.claim(upload, self._generation)
             if offset == 0:
                 state.restart(self)
             elif offset != state.received:

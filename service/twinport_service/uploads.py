@@ -7,6 +7,7 @@ may be lost at any moment (hash states, claims) and costs at most the unsealed p
 
 from __future__ import annotations
 
+import secrets
 import threading
 from collections.abc import Callable
 
@@ -16,11 +17,11 @@ from twinport_protocol.names import RemoteName
 from twinport_protocol.segments import Manifest
 from twinport_protocol.upload import UploadState
 
-from .ledger import Ledger, UploadRecord
+from .ledger import Ledger, SessionKey, UploadRecord
 from .log import get_log
 from .proof import Prover
 from .room import Room
-from .storage.contract import OnDone, OnProgress, Published, Storage, UploadSpec
+from .storage.contract import SMALL_BYTES, OnDone, OnProgress, Published, Storage, UploadSpec
 from .upload_handle import STAGING_IS_GONE, OpenUpload, UploadHandle
 
 __all__ = ["OpenUpload", "UploadDesk", "UploadHandle"]
@@ -40,6 +41,7 @@ class UploadDesk:
         self.max_file_bytes = max_file_bytes
         self.room = Room(storage.free_bytes, min_free_bytes)
         self._prover = Prover(storage, ledger)
+        self._node = secrets.token_hex(8)
         self._uploads: dict[bytes, OpenUpload] = {}
         self._lock = threading.Lock()
         # So that an upload comes and goes in ledger and storage together, however often that is asked for at once.
@@ -67,15 +69,18 @@ class UploadDesk:
 
     # opening ---------------------------------------------------------------------------------------------------------
 
-    def open_small(self, spec: UploadSpec) -> UploadRecord:
-        """Open an upload that needs nothing of the storage before its bytes are there (at most ``SMALL_BYTES``)."""
+    def open_small(self, spec: UploadSpec, session: int | None = None) -> UploadRecord:
+        """Open an upload that needs nothing of the storage before its bytes are there (at most ``SMALL_BYTES``).
+
+        ``session`` is the number of the control session that asks. The upload ends with it if no piece has come by
+        then, and no channel of this node is attached."""
         self._check_size(spec)
         self.room.take(spec.size)
-        return self.ledger.begin(spec)
+        return self.ledger.begin(spec, True, self._key(session))
 
-    def open(self, spec: UploadSpec, *, reserve: bool = True) -> UploadRecord | Published:
+    def open(self, spec: UploadSpec, *, reserve: bool = True, session: int | None = None) -> UploadRecord | Published:
         """Open an upload and reserve its room, in the quota and on the disk, or leave that to its first piece; what it
-        published, when that id is finished already."""
+        published, when that id is finished already. ``session`` as of :meth:`open_small`."""
         self._check_size(spec)
         with self._opening[spec.upload_id[0] % _OPENING_LOCKS]:
             # In this order: what the ledger has forgotten because it is finished, the storage knows.
@@ -85,7 +90,7 @@ class UploadDesk:
                 if not _is_of(done, spec.user, spec.name, spec.size) or spec.root not in (None, done.root):
                     raise Refusal(ErrorCode.DENIED, "the upload id has published another file")
                 return done
-            record = self.ledger.begin(spec, reserve)
+            record = self.ledger.begin(spec, reserve, self._key(session))
             if is_new and reserve:
                 try:
                     self._begin(spec)
@@ -94,20 +99,24 @@ class UploadDesk:
                     raise
         return record
 
-    def begin_late(self, upload: OpenUpload, generation: int) -> None:
-        """Reserve what was not reserved when the upload was opened. ``QuotaExceeded``, ``Busy``, ``DiskFull`` (the
-        upload is dropped), and what ``begin`` of the storage refuses."""
+    def _key(self, session: int | None) -> SessionKey | None:
+        return None if session is None else (self._node, session)
+
+    def claim(self, upload: OpenUpload, generation: int) -> None:
+        """The first piece comes: reserve what was not reserved when the upload was opened. ``QuotaExceeded``, ``Busy``,
+        ``DiskFull`` (the upload is dropped), and what ``begin`` of the storage refuses."""
         with upload.beginning:
-            if upload.begun:
+            if upload.claimed:
                 return
             self.ledger.claim(upload.spec.upload_id, generation)
-            try:
-                self._begin(upload.spec)
-            except Refusal as refusal:
-                if refusal.code in STAGING_IS_GONE:
-                    self.forget(upload)
-                raise
-            upload.begun = True
+            if not upload.begun:
+                try:
+                    self._begin(upload.spec)
+                except Refusal as refusal:
+                    if refusal.code in STAGING_IS_GONE:
+                        self.forget(upload)
+                    raise
+            upload.begun = upload.claimed = True
 
     def _begin(self, spec: UploadSpec) -> None:
         self.room.check(spec.size)
@@ -118,7 +127,9 @@ class UploadDesk:
             self.storage.abort(spec.upload_id)
             raise
 
-    def resume(self, user: str, upload_id: bytes, name: RemoteName, size: int) -> UploadRecord | Published:
+    def resume(
+        self, user: str, upload_id: bytes, name: RemoteName, size: int, *, session: int | None = None
+    ) -> UploadRecord | Published:
         """Take an upload over in a new generation, or learn what it has published. ``UploadUnknown`` (also when it is
         another user's, or of another name or size), ``UploadClosed``."""
         done = self.storage.finished(upload_id)
@@ -129,7 +140,7 @@ class UploadDesk:
         known = self.ledger.load(upload_id)
         if known is not None and (known.spec.name != name or known.spec.size != size):
             raise Refusal(ErrorCode.UPLOAD_UNKNOWN, "another name or size")
-        return self.ledger.lease(upload_id, user)
+        return self.ledger.lease(upload_id, user, self._key(session))
 
     def _check_size(self, spec: UploadSpec) -> None:
         if spec.size > self.max_file_bytes:
@@ -158,11 +169,45 @@ class UploadDesk:
         return UploadHandle(self, upload, generation)
 
     def detach(self, upload: OpenUpload) -> None:
-        """A channel left. An upload that the ledger has forgotten is forgotten here too."""
+        """A channel left. An upload that the ledger has forgotten is forgotten here too; one that has neither a session
+        nor a piece ends."""
         with self._lock:
             upload.attached -= 1
-            if upload.attached <= 0 and self.ledger.load(upload.spec.upload_id) is None:
+            is_left = upload.attached <= 0
+            if is_left and self.ledger.load(upload.spec.upload_id) is None:
                 self._uploads.pop(upload.spec.upload_id, None)
+            session = upload.orphan_of if is_left else None
+        if session is not None:
+            self._abandon(upload.spec.upload_id, session)
+
+    def end_session(self, number: int) -> None:
+        """A control session is over, and with it the uploads it has opened for which nothing was sent: they would only
+        hold room. A client that comes back opens them again, under the same ids.
+
+        What a channel of another node has begun to send the ledger knows; one that is about to is told that the upload
+        is unknown, and asks again as well."""
+        session = (self._node, number)
+        for upload_id in self.ledger.untouched(session):
+            with self._lock:
+                upload = self._uploads.get(upload_id)
+                if upload is not None and upload.attached > 0:
+                    upload.orphan_of = session
+                    continue
+            self._abandon(upload_id, session)
+
+    def _abandon(self, upload_id: bytes, session: SessionKey) -> None:
+        with self._opening[upload_id[0] % _OPENING_LOCKS]:
+            record = self.ledger.abandon(upload_id, session)
+            if record is None:
+                return
+            upload = self._known(record)
+            upload.closed = True
+            _await_writes(upload)
+            try:
+                if record.spec.size > SMALL_BYTES:
+                    self.storage.abort(upload_id)
+            finally:
+                self.forget(upload)
 
     def have(self, upload: OpenUpload) -> list[Held]:
         """Sealed segments, hashed again first if a restart lies between, and the prefixes of unfinished ones."""

@@ -20,6 +20,7 @@ from tests.service.raw_client import (
     ClosedError,
     RawChannel,
     RawControl,
+    await_true,
     fetch_file,
     parts_of,
     root_of_data,
@@ -159,6 +160,24 @@ def test_commits_on_both_nodes_publish_once(
     assert len(done) == 1
     with RawControl(nodes[1].control_address) as other:  # and later, on any node, the same answer
         assert tuple(other.commit(upload, root_of_data(data)).options.items()) in done
+
+
+def test_a_session_that_ends_takes_along_only_what_no_node_has_bytes_of(
+    nodes: Nodes, far: RawChannel, upload_id: MakeId
+) -> None:
+    data = os.urandom(TWO_SEGMENTS)
+    with RawControl(nodes[0].control_address) as control:
+        upload, empty = control.upload("left", len(data), upload_id()), control.upload("none", len(data), upload_id())
+        far.attach(upload.ticket)
+        far.put(1, 0, 0, data[:1000])
+        assert far.acknowledged() is AckStatus.RECEIVED
+    with RawControl(nodes[1].control_address) as other:
+        await_true(lambda: other.commit(empty, bytes(32)).code is ErrorCode.UPLOAD_UNKNOWN, what="the empty one's end")
+        assert far.put_segment(1, 0, parts_of(data)[0], start=1000) is AckStatus.SEALED
+        assert far.put_segment(1, 1, parts_of(data)[1]) is AckStatus.SEALED
+        assert other.commit(upload, root_of_data(data)).kind is ReplyKind.DONE
+        # A client that was about to send the other one asks for it again, wherever it comes back.
+        assert other.upload("none", len(data), empty.upload_id).generation == 1
 
 
 def test_an_abort_on_the_other_node_ends_the_upload(

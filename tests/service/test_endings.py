@@ -23,6 +23,7 @@ from tests.service.raw_client import (
     Opened,
     RawChannel,
     RawControl,
+    await_true,
     parts_of,
     root_of_data,
     run_all,
@@ -349,6 +350,80 @@ def _race(server: RunningServer, start: threading.Barrier, verb: Verb, word: str
     with RawControl(server.control_address) as control:
         start.wait()
         return control.ask(verb, word, options=options)
+
+
+@pytest.mark.parametrize("size", [5, SMALL_BYTES + 1, TWO_SEGMENTS])
+def test_uploads_for_which_nothing_was_sent_end_with_their_session(
+    server: RunningServer, control: RawControl, upload_id: MakeId, size: int
+) -> None:
+    with RawControl(server.control_address) as other:
+        mine = [other.upload(f"x{number}", size, upload_id()) for number in range(20)]
+        assert control.ask(Verb.QUOTA).options["open-uploads"] == "20"
+        kept = control.upload("x0", size, mine[0].upload_id)  # asked for again, by another session
+    await_true(lambda: server.live_uploads() == {kept.upload_id}, what="the end of 19 uploads")
+    usage = control.ask(Verb.QUOTA).options
+    assert (usage["open-uploads"], usage["reserved-bytes"]) == ("1", str(size))
+    await_true(
+        lambda: server.staged_uploads() == ({kept.upload_id} if size > SMALL_BYTES else set()), what="no staging"
+    )
+    # Their client comes back and asks for the same.
+    data = os.urandom(size)
+    with RawChannel(server.data_address) as channel:
+        outcome = send_file(control, channel, "x1", data, mine[1].upload_id)
+        assert outcome is AckStatus.COMMITTED or (isinstance(outcome, Reply) and outcome.kind is ReplyKind.DONE)
+
+
+@pytest.mark.parametrize("size", [1000, TWO_SEGMENTS])
+def test_an_upload_with_a_piece_outlives_its_session(
+    server: RunningServer, control: RawControl, channel: RawChannel, upload_id: MakeId, size: int
+) -> None:
+    data = os.urandom(size)
+    with RawControl(server.control_address) as other:
+        upload, empty = other.upload("x", size, upload_id()), other.upload("empty", size, upload_id())
+        channel.attach(upload.ticket)
+        channel.put(1, 0, 0, data[:100])
+        assert channel.acknowledged() is AckStatus.RECEIVED
+        channel.detach(1)
+        assert channel.have(2) is ErrorCode.NOT_ATTACHED  # the detaching is done
+    await_true(lambda: empty.upload_id not in server.live_uploads(), what="the end of the empty one")
+    assert server.live_uploads() == {upload.upload_id}
+    resumed = control.resume("x", size, upload.upload_id)
+    channel.attach(resumed.ticket, 3)
+    for segment, part in enumerate(parts_of(data)):
+        assert channel.put_segment(3, segment, part) is AckStatus.SEALED
+    assert control.commit(resumed, root_of_data(data)).kind is ReplyKind.DONE
+
+
+@pytest.mark.parametrize("size", [1000, TWO_SEGMENTS])
+def test_a_channel_keeps_an_upload_alive_whose_session_ended_until_it_leaves(
+    server: RunningServer, upload_id: MakeId, size: int
+) -> None:
+    data = os.urandom(size)
+    with RawChannel(server.data_address) as channel:
+        with RawControl(server.control_address) as other:
+            used, unused = other.upload("used", size, upload_id()), other.upload("unused", size, upload_id())
+            marker = other.upload("marker", size, upload_id())
+            channel.attach(used.ticket, 1)
+            channel.attach(unused.ticket, 2)
+            assert channel.have(2) == []  # both are attached
+        await_true(lambda: marker.upload_id not in server.live_uploads(), what="the end of the session")
+        assert server.live_uploads() == {used.upload_id, unused.upload_id}
+        channel.put(1, 0, 0, data[:100])
+        assert channel.acknowledged() is AckStatus.RECEIVED
+    await_true(lambda: server.live_uploads() == {used.upload_id}, what="the end of the unused one")
+
+
+def test_a_session_has_a_bounded_number_of_uploads_for_which_nothing_was_sent(
+    start_server: StartServer, upload_id: MakeId
+) -> None:
+    server = start_server(Foundation(MemoryStorage(), MemoryLedger(max_untouched_per_session=2), KEYS))
+    with RawControl(server.control_address) as control, RawChannel(server.data_address) as channel:
+        first = control.upload("x0", 5, upload_id())
+        control.upload("x1", 5, upload_id())
+        reply = control.ask(Verb.UPLOAD, "x2", "5", options={"upload": upload_id().hex()})
+        assert (reply.code, reply.retry_seconds) == (ErrorCode.BUSY, 1)
+        assert send_file(control, channel, "x0", b"12345", first.upload_id) is AckStatus.COMMITTED
+        control.upload("x2", 5, upload_id())
 
 
 @IN_MEMORY

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 from collections.abc import Callable
@@ -242,7 +243,7 @@ def test_a_commit_that_waits_for_another_one_is_answered_for_its_own_root() -> N
         def commit(
             self, spec: UploadSpec, manifest: Manifest, on_done: OnDone, on_progress: OnProgress | None = None
         ) -> None:
-            held.append(lambda: super(Late, self).commit(spec, manifest, on_done, on_progress))
+            held.append(functools.partial(super().commit, spec, manifest, on_done, on_progress))
 
     desk = UploadDesk(Late(), MemoryLedger())
     data = os.urandom(1_000_000)

@@ -211,6 +211,62 @@ def test_of_many_leases_at_once_each_has_a_generation_of_its_own(ledger: Ledger)
     assert sorted(generations) == list(range(2, 162))
 
 
+def test_an_untouched_upload_belongs_to_the_session_that_asked_last(ledger: Ledger) -> None:
+    mine, theirs = ("node", 1), ("node", 2)
+    spec = make_spec()
+    ledger.begin(spec, True, mine)
+    assert list(ledger.untouched(mine)) == [spec.upload_id]
+    ledger.begin(spec, True, theirs)
+    assert (list(ledger.untouched(mine)), list(ledger.untouched(theirs))) == ([], [spec.upload_id])
+    ledger.lease(spec.upload_id, "alice", mine)
+    assert (list(ledger.untouched(mine)), list(ledger.untouched(theirs))) == ([spec.upload_id], [])
+    assert ledger.abandon(spec.upload_id, theirs) is None
+    record = ledger.abandon(spec.upload_id, mine)
+    assert record is not None
+    assert record.spec == spec
+    with refused(ErrorCode.UPLOAD_CLOSED):
+        ledger.claim(spec.upload_id, 2)
+    assert ledger.abandon(spec.upload_id, mine) is None
+    ledger.finish(spec.upload_id)
+    assert not ledger.open_uploads()
+
+
+def test_an_upload_that_was_claimed_sealed_or_finished_is_nobodys(ledger: Ledger) -> None:
+    session = ("node", 1)
+    claimed, sealed, finished = (make_spec(f"f{number}") for number in range(3))
+    for spec in (claimed, sealed, finished):
+        ledger.begin(spec, True, session)
+    ledger.claim(claimed.upload_id, 1)
+    ledger.seal(sealed.upload_id, 1, 0, b"0" * 32)
+    ledger.finish(finished.upload_id)
+    assert not ledger.untouched(session)
+    ledger.begin(claimed, True, session)  # a repeated request does not take it back
+    assert not ledger.untouched(session)
+    assert ledger.abandon(claimed.upload_id, session) is None
+    ledger.check(claimed.upload_id, 1)
+
+
+def test_one_that_is_being_committed_is_not_abandoned(ledger: Ledger) -> None:
+    spec, session = make_spec(), ("node", 1)
+    ledger.begin(spec, True, session)
+    ledger.fence(spec.upload_id, 1)
+    assert ledger.abandon(spec.upload_id, session) is None
+
+
+def test_untouched_uploads_of_a_session_are_capped() -> None:
+    ledger = MemoryLedger(max_untouched_per_session=2)
+    session = ("node", 1)
+    specs = [make_spec(f"f{number}") for number in range(4)]
+    for spec in specs[:2]:
+        ledger.begin(spec, True, session)
+    with refused(ErrorCode.BUSY):
+        ledger.begin(specs[2], True, session)
+    ledger.begin(specs[0], True, session)
+    ledger.begin(specs[2], True, ("node", 2))
+    ledger.claim(specs[0].upload_id, 1)
+    ledger.begin(specs[3], True, session)
+
+
 class LedgerMachine(RuleBasedStateMachine):
     """The SQLite ledger, thrown away and opened again at any moment, agrees with the one in memory."""
 
