@@ -113,6 +113,9 @@ class Settings:
     )
     classic_pair_busy_seconds: float = _setting(3.0, "The same while another client of its address waits.", least=0.01)
     ticket_seconds: int = _setting(3600, "How long a ticket may wait before a channel shows it.", least=1)
+    unsent_seconds: float = _setting(
+        60.0, "How long an upload of which nothing was sent outlives its control connection.", least=0.0
+    )
     upload_keep_seconds: int = _setting(7 * 24 * 3600, "How long an unfinished upload is kept for resuming.", least=1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ class ControlTimes:
     idle_seconds: float = 300.0
     unread_seconds: float = 30.0
     login_seconds: float = 20.0
+    unsent_seconds: float = 60.0
+    """From the end of a session to that of its uploads of which no piece has come."""
 
 
 @dataclass(frozen=True)
@@ -43,3 +46,8 @@ class ControlServices:
     on_open: Callable[[ControlSession], None]
     on_close: Callable[[ControlSession], None]
     authenticator: Authenticator | None = None
+
+    def end_uploads(self, number: int) -> None:
+        """End what a session that is gone has opened and never sent, on a worker thread."""
+        with contextlib.suppress(RuntimeError):  # the server has stopped
+            self.executor.submit(self.handlers.end_session, number)

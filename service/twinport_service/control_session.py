@@ -96,11 +96,10 @@ class ControlSession(asyncio.Protocol):
         self._services.on_close(self)
 
     def _end_uploads(self) -> None:
-        """What it has opened and never sent ends with the session; but not before what still runs has opened its."""
+        """What it has opened and never sent ends a while after the session; what still runs may yet open more."""
         if self._has_uploads and not self._jobs:
             self._has_uploads = False
-            with contextlib.suppress(RuntimeError):  # the server has stopped
-                self._services.executor.submit(self._services.handlers.end_session, self.number)
+            self.loop.call_later(self._services.times.unsent_seconds, self._services.end_uploads, self.number)
 
     def data_received(self, data: bytes) -> None:
         """Take lines."""

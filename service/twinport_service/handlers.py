@@ -24,7 +24,7 @@ from .audit import AUDITED_REFUSALS, AuditEntry, AuditEvent, Record, discard
 from .ledger import UploadRecord
 from .log import get_log
 from .replies import describe_entry, describe_published, describe_usage, parse_hex, refuse
-from .storage.contract import SMALL_BYTES, HashingNeeded, OnProgress, Precondition, Published, UploadSpec
+from .storage.contract import SMALL_BYTES, FileMarks, HashingNeeded, OnProgress, Precondition, Published, UploadSpec
 from .uploads import UploadDesk
 from .visible_listing import list_visible
 
@@ -130,21 +130,26 @@ class Handlers:
 
     def _spec(self, caller: Caller, command: Command) -> UploadSpec:
         name = parse_name(command.words[0])
-        options = command.options
+        options, marks = command.options, self._marks(command)
         require(self._decide, caller.user, Act.WRITE, name)
         return UploadSpec(
             upload_id=parse_hex(options.get("upload"), UPLOAD_ID_BYTES),
             user=caller.user,
             name=name,
             size=parse_size(command.words[1].encode()),
-            mtime_ns=parse_signed(options["mtime"].encode()) if "mtime" in options else None,
-            executable=options.get("exec") == "1",
+            mtime_ns=marks.mtime_ns,
+            executable=marks.executable,
             root=parse_hex(options["root"], DIGEST_BYTES) if "root" in options else None,
             precondition=Precondition(
                 if_absent=options.get("if-absent") == "1",
                 if_match=parse_hex(options["if-match"], DIGEST_BYTES) if "if-match" in options else None,
             ),
         )
+
+    @staticmethod
+    def _marks(command: Command) -> FileMarks:
+        mtime = command.options.get("mtime")
+        return FileMarks(None if mtime is None else parse_signed(mtime.encode()), command.options.get("exec") == "1")
 
     def _opened(
         self, caller: Caller, command: Command, record: UploadRecord | Published, resumable: bytes | None = None
@@ -181,7 +186,8 @@ class Handlers:
         size = parse_size(command.words[1].encode())
         require(self._decide, caller.user, Act.WRITE, name)
         upload_id = parse_hex(command.options["resume"], UPLOAD_ID_BYTES)
-        record = self._desk.resume(caller.user, upload_id, name, size, session=caller.session)
+        marks = self._marks(command) if "mtime" in command.options else None
+        record = self._desk.resume(caller.user, upload_id, name, size, session=caller.session, marks=marks)
         return self._opened(caller, command, record)
 
     def commit(self, caller: Caller, command: Command, on_reply: OnReply, on_progress: OnProgress) -> None:

@@ -16,7 +16,7 @@ from typing import Protocol
 from twinport_protocol.names import RemoteName
 from twinport_protocol.upload import UploadState
 
-from .storage.contract import UploadSpec
+from .storage.contract import FileMarks, UploadSpec
 from .usage import Usage
 
 SessionKey = tuple[str, int]
@@ -65,9 +65,12 @@ class Ledger(Protocol):
         or is larger than one segment; None when there is none. One that is being committed counts: whoever wants to
         send the file had better wait for its end."""
 
-    def lease(self, upload_id: bytes, user: str, session: SessionKey | None = None) -> UploadRecord:
+    def lease(
+        self, upload_id: bytes, user: str, session: SessionKey | None = None, marks: FileMarks | None = None
+    ) -> UploadRecord:
         """Take the upload over: a new generation; holders of the old one are fenced. If it is untouched, it is that
-        session's now. ``UploadUnknown`` (also when it is another user's), ``UploadClosed``."""
+        session's now. ``marks`` replace those that it was opened with. ``UploadUnknown`` (also when it is another
+        user's), ``UploadClosed``."""
 
     def seal(self, upload_id: bytes, generation: int, segment: int, digest: bytes) -> bool:
         """Record a verified segment; False if it was sealed before. ``Fenced``, ``UploadClosed``, ``UploadUnknown``."""

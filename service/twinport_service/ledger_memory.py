@@ -13,7 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from twinport_protocol.errors import ErrorCode, Refusal
 from twinport_protocol.names import RemoteName
@@ -21,7 +21,7 @@ from twinport_protocol.segments import Layout
 from twinport_protocol.upload import UploadEvent, UploadState, advance, check_generation
 
 from .ledger import SessionKey, UploadRecord
-from .storage.contract import UploadSpec
+from .storage.contract import FileMarks, UploadSpec
 from .usage import Usage, UsageBook, UsageKeeper
 
 MAX_OPEN_UPLOADS_PER_USER = 4096
@@ -131,7 +131,9 @@ class MemoryLedger:
                     return upload_id
             return None
 
-    def lease(self, upload_id: bytes, user: str, session: SessionKey | None = None) -> UploadRecord:
+    def lease(
+        self, upload_id: bytes, user: str, session: SessionKey | None = None, marks: FileMarks | None = None
+    ) -> UploadRecord:
         """See the contract."""
         with self._lock:
             upload = self._uploads.get(upload_id)
@@ -139,6 +141,8 @@ class MemoryLedger:
                 raise Refusal(ErrorCode.UPLOAD_UNKNOWN)
             upload.state = advance(upload.state, UploadEvent.RESUME)
             self._hand_over(upload, session)
+            if marks is not None:
+                upload.spec = replace(upload.spec, mtime_ns=marks.mtime_ns, executable=marks.executable)
             upload.generation += 1
             upload.touched_at = self._now()
             self._on_lease(upload)

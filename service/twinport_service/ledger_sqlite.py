@@ -28,7 +28,7 @@ from twinport_protocol.upload import UploadState
 from .ledger import SessionKey, UploadRecord
 from .ledger_memory import MAX_OPEN_UPLOADS_PER_USER, MemoryLedger, OpenUpload
 from .log import get_log
-from .storage.contract import Precondition, UploadSpec
+from .storage.contract import FileMarks, Precondition, UploadSpec
 from .usage import UsageKeeper
 
 RESUMABLE_BYTES = 1024 * 1024
@@ -159,10 +159,12 @@ class SqliteLedger(MemoryLedger):
         with self._writing(self._spec_of(upload_id)):
             super().claim(upload_id, generation)
 
-    def lease(self, upload_id: bytes, user: str, session: SessionKey | None = None) -> UploadRecord:
+    def lease(
+        self, upload_id: bytes, user: str, session: SessionKey | None = None, marks: FileMarks | None = None
+    ) -> UploadRecord:
         """See the contract."""
         with self._writing(self._spec_of(upload_id)):
-            return super().lease(upload_id, user, session)
+            return super().lease(upload_id, user, session, marks)
 
     def seal(self, upload_id: bytes, generation: int, segment: int, digest: bytes) -> bool:
         """See the contract."""
@@ -193,10 +195,11 @@ class SqliteLedger(MemoryLedger):
                 raise
 
     def _on_lease(self, upload: OpenUpload) -> None:
-        if is_resumable(upload.spec):
+        spec = upload.spec
+        if is_resumable(spec):
             self._write(
-                "UPDATE uploads SET generation = ?, touched_at = ? WHERE id = ?",
-                [(upload.generation, upload.touched_at, upload.spec.upload_id)],
+                "UPDATE uploads SET generation = ?, touched_at = ?, mtime_ns = ?, executable = ? WHERE id = ?",
+                [(upload.generation, upload.touched_at, spec.mtime_ns, spec.executable, spec.upload_id)],
             )
 
     def _on_seal(self, upload: OpenUpload, segment: int, digest: bytes) -> None:

@@ -184,7 +184,11 @@ class Server:
             hasher=self._hasher,
             limits=self._limits,
             times=ControlTimes(
-                settings.greeting_seconds, settings.idle_seconds, settings.stall_seconds, settings.login_seconds
+                settings.greeting_seconds,
+                settings.idle_seconds,
+                settings.stall_seconds,
+                settings.login_seconds,
+                settings.unsent_seconds,
             ),
             greeting=self._greeting,
             on_open=self._session_opened,

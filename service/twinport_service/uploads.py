@@ -21,7 +21,7 @@ from .ledger import Ledger, SessionKey, UploadRecord
 from .log import get_log
 from .proof import Prover
 from .room import Room
-from .storage.contract import SMALL_BYTES, OnDone, OnProgress, Published, Storage, UploadSpec
+from .storage.contract import SMALL_BYTES, FileMarks, OnDone, OnProgress, Published, Storage, UploadSpec
 from .upload_handle import STAGING_IS_GONE, OpenUpload, UploadHandle
 
 __all__ = ["OpenUpload", "UploadDesk", "UploadHandle"]
@@ -72,8 +72,8 @@ class UploadDesk:
     def open_small(self, spec: UploadSpec, session: int | None = None) -> UploadRecord:
         """Open an upload that needs nothing of the storage before its bytes are there (at most ``SMALL_BYTES``).
 
-        ``session`` is the number of the control session that asks. The upload ends with it if no piece has come by
-        then, and no channel of this node is attached."""
+        ``session`` is the number of the control session that asks. When that has ended, so does the upload if no piece
+        has come and no channel of this node is attached."""
         self._check_size(spec)
         self.room.take(spec.size)
         return self.ledger.begin(spec, True, self._key(session))
@@ -128,9 +128,17 @@ class UploadDesk:
             raise
 
     def resume(
-        self, user: str, upload_id: bytes, name: RemoteName, size: int, *, session: int | None = None
+        self,
+        user: str,
+        upload_id: bytes,
+        name: RemoteName,
+        size: int,
+        *,
+        session: int | None = None,
+        marks: FileMarks | None = None,
     ) -> UploadRecord | Published:
-        """Take an upload over in a new generation, or learn what it has published. ``UploadUnknown`` (also when it is
+        """Take an upload over in a new generation, or learn what it has published. ``marks`` are those of the file as
+        it is now: only its bytes are compared before they are skipped. ``UploadUnknown`` (also when it is
         another user's, or of another name or size), ``UploadClosed``."""
         done = self.storage.finished(upload_id)
         if done is not None:
@@ -140,7 +148,7 @@ class UploadDesk:
         known = self.ledger.load(upload_id)
         if known is not None and (known.spec.name != name or known.spec.size != size):
             raise Refusal(ErrorCode.UPLOAD_UNKNOWN, "another name or size")
-        return self.ledger.lease(upload_id, user, self._key(session))
+        return self.ledger.lease(upload_id, user, self._key(session), marks)
 
     def _check_size(self, spec: UploadSpec) -> None:
         if spec.size > self.max_file_bytes:
@@ -254,6 +262,7 @@ class UploadDesk:
             refused = self._fence(upload_id, generation)
             if refused is None:
                 upload.closed = True
+                upload.spec = record.spec  # as of the generation that commits
             shares = refused is None or (refused.code is ErrorCode.UPLOAD_CLOSED and bool(upload.waiting))
             if shares:
                 upload.waiting.append(tell)

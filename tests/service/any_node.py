@@ -215,7 +215,7 @@ async def _run_node(address: str) -> None:
     store = manager.store()  # type: ignore[attr-defined]
     storage: Any = RemoteStorage(store)
     ledger: Any = _Remote(store, "ledger")
-    settings = Settings(control_port=0, data_port=0, classic=False, drain_seconds=0.5)
+    settings = Settings(control_port=0, data_port=0, classic=False, drain_seconds=0.5, unsent_seconds=0.01)
     server = Server(settings, Foundation(storage, ledger, KEYS))
     await server.start()
     server.catch_signals()

@@ -98,9 +98,17 @@ def deadline_seconds() -> float:
 
 
 @pytest.fixture
-def server(start_server: StartServer, deadline_seconds: float) -> RunningServer:
+def unsent_seconds() -> float:
+    """How long uploads of which nothing was sent outlive their session."""
+    return 60.0
+
+
+@pytest.fixture
+def server(start_server: StartServer, deadline_seconds: float, unsent_seconds: float) -> RunningServer:
     """One server."""
-    return start_server(greeting_seconds=deadline_seconds, attach_seconds=deadline_seconds)
+    return start_server(
+        greeting_seconds=deadline_seconds, attach_seconds=deadline_seconds, unsent_seconds=unsent_seconds
+    )
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from tests.service.raw_client import (
     RawChannel,
     RawControl,
     await_true,
+    opened,
     parts_of,
     root_of_data,
     run_all,
@@ -34,6 +35,7 @@ from tests.service.running_server import RunningServer
 MakeId = Callable[[], bytes]
 TWO_SEGMENTS = MIN_SEGMENT_BYTES + 1000
 IN_MEMORY = pytest.mark.parametrize("storage_kind", ["memory"], indirect=True)  # where the bound is easily small
+FORGETFUL = pytest.mark.parametrize("unsent_seconds", [0.01], ids=["forgetful"])
 WRONG = b"\x5a" * 32
 
 
@@ -242,6 +244,31 @@ def test_a_resumed_upload_is_fenced_off_from_its_former_holder(
     oracle.check(is_idle=False)
 
 
+@pytest.mark.parametrize("executable", [False, True])
+def test_a_resumed_upload_is_published_with_the_mtime_and_the_mode_of_now(
+    control: RawControl, channel: RawChannel, upload_id: MakeId, executable: bool
+) -> None:
+    data = os.urandom(TWO_SEGMENTS)
+    before = {"mtime": "1000000000", **({} if executable else {"exec": "1"})}
+    now = {"mtime": "2000000000", **({"exec": "1"} if executable else {})}
+    for name, said in (("x", now), ("y", {})):
+        upload = control.upload(name, len(data), upload_id(), before)
+        channel.attach(upload.ticket, 1)
+        send_segments(channel, 1, data, [0])
+        channel.detach(1)
+        again = {"resume": upload.upload_id.hex(), **said}
+        resumed = opened(control.ask(Verb.UPLOAD, name, str(len(data)), options=again), len(data))
+        channel.attach(resumed.ticket, 1)
+        send_segments(channel, 1, data, [1])
+        channel.detach(1)
+        assert control.commit(resumed, root_of_data(data)).kind is ReplyKind.DONE
+    facts = [control.ask(Verb.STAT, name).options for name in ("x", "y")]
+    assert [(fact["mtime"], fact["exec"]) for fact in facts] == [
+        ("2000000000", "1" if executable else "0"),
+        ("1000000000", "0" if executable else "1"),
+    ]
+
+
 def test_of_many_that_resume_at_once_exactly_one_holds_the_upload(
     server: RunningServer, control: RawControl, oracle: Oracle, upload_id: MakeId
 ) -> None:
@@ -352,6 +379,7 @@ def _race(server: RunningServer, start: threading.Barrier, verb: Verb, word: str
         return control.ask(verb, word, options=options)
 
 
+@FORGETFUL
 @pytest.mark.parametrize("size", [5, SMALL_BYTES + 1, TWO_SEGMENTS])
 def test_uploads_for_which_nothing_was_sent_end_with_their_session(
     server: RunningServer, control: RawControl, upload_id: MakeId, size: int
@@ -373,6 +401,7 @@ def test_uploads_for_which_nothing_was_sent_end_with_their_session(
         assert outcome is AckStatus.COMMITTED or (isinstance(outcome, Reply) and outcome.kind is ReplyKind.DONE)
 
 
+@FORGETFUL
 @pytest.mark.parametrize("size", [1000, TWO_SEGMENTS])
 def test_an_upload_with_a_piece_outlives_its_session(
     server: RunningServer, control: RawControl, channel: RawChannel, upload_id: MakeId, size: int
@@ -394,6 +423,7 @@ def test_an_upload_with_a_piece_outlives_its_session(
     assert control.commit(resumed, root_of_data(data)).kind is ReplyKind.DONE
 
 
+@FORGETFUL
 @pytest.mark.parametrize("size", [1000, TWO_SEGMENTS])
 def test_a_channel_keeps_an_upload_alive_whose_session_ended_until_it_leaves(
     server: RunningServer, upload_id: MakeId, size: int

@@ -224,12 +224,9 @@ def test_a_finished_upload_is_told_to_its_user_alone_and_under_its_root_alone() 
     ]
     name = parse_name("x")
     assert isinstance(desk.resume(USER, UPLOAD, name, len(data)), Published)
-    for attempt in (
-        lambda: desk.resume("mallory", UPLOAD, name, len(data)),
-        lambda: desk.resume(USER, UPLOAD, parse_name("y"), len(data)),
-    ):
+    for user, asked in (("mallory", "x"), (USER, "y")):
         with pytest.raises(Refusal) as refused:
-            attempt()
+            desk.resume(user, UPLOAD, parse_name(asked), len(data))
         assert refused.value.code is ErrorCode.UPLOAD_UNKNOWN
     with pytest.raises(Refusal) as refused:
         desk.open(UploadSpec(UPLOAD, "mallory", name, len(data)))

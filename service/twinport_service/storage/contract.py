@@ -43,6 +43,14 @@ ALWAYS = Precondition()
 
 
 @dataclass(frozen=True)
+class FileMarks:
+    """What a file carries besides its bytes. Without ``mtime_ns`` it gets the time of its publication."""
+
+    mtime_ns: int | None = None
+    executable: bool = False
+
+
+@dataclass(frozen=True)
 class UploadSpec:
     """Everything about an upload that is known before its first byte."""
 

@@ -238,6 +238,11 @@ class DiskDoor:
         """Set the mtime; the atime as well, there is no call for one alone in Python."""
         os.utime(descriptor, ns=(mtime_ns, mtime_ns))
 
+    def set_executable(self, descriptor: int, *, executable: bool) -> None:
+        """Let all who may read the file execute it, or nobody."""
+        mode = stat.S_IMODE(os.fstat(descriptor).st_mode) & ~0o111
+        os.fchmod(descriptor, mode | (mode & 0o444) >> 2 if executable else mode)
+
     # durability ------------------------------------------------------------------------------------------------------
 
     def start_write_back(self, descriptor: int, offset: int, count: int) -> None:

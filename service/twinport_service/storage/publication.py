@@ -58,10 +58,13 @@ class Commit:
     is_told: bool = False
 
     def describe(self, door: DiskDoor, fd: int) -> None:
-        """Set the mtime of the staging file, and note what the row will say of it."""
+        """Set the mtime of the staging file, and its mode where that is another by now; note what the row will say of
+        it."""
         if self.spec.mtime_ns is not None:
             door.set_mtime(fd, self.spec.mtime_ns)
         facts = door.fstat(fd)
+        if bool(facts.st_mode & stat.S_IXUSR) != self.spec.executable:
+            door.set_executable(fd, executable=self.spec.executable)
         self.size = facts.st_size
         self.mtime_ns = facts.st_mtime_ns
         self.inode = facts.st_ino

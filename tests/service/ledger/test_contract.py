@@ -6,6 +6,7 @@ import itertools
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from twinport_protocol.upload import UploadState
 from twinport_service.ledger import Ledger
 from twinport_service.ledger_memory import MemoryLedger
 from twinport_service.ledger_sqlite import SqliteLedger
-from twinport_service.storage.contract import UploadSpec
+from twinport_service.storage.contract import FileMarks, UploadSpec
 
 LARGE = 20 * 1024 * 1024
 _serial = itertools.count(1)
@@ -211,6 +212,15 @@ def test_of_many_leases_at_once_each_has_a_generation_of_its_own(ledger: Ledger)
     assert sorted(generations) == list(range(2, 162))
 
 
+def test_a_lease_may_bring_new_marks(ledger: Ledger) -> None:
+    spec = make_spec()
+    ledger.begin(spec)
+    assert ledger.lease(spec.upload_id, "alice").spec == spec
+    leased = ledger.lease(spec.upload_id, "alice", None, FileMarks(5, True))
+    assert leased.spec == replace(spec, mtime_ns=5, executable=True)
+    assert ledger.load(spec.upload_id) == leased
+
+
 def test_an_untouched_upload_belongs_to_the_session_that_asked_last(ledger: Ledger) -> None:
     mine, theirs = ("node", 1), ("node", 2)
     spec = make_spec()
@@ -295,9 +305,9 @@ class LedgerMachine(RuleBasedStateMachine):
     def begin(self, which: int) -> None:
         self.both(lambda ledger: ledger.begin(self.specs[which]))
 
-    @rule(which=which)
-    def lease(self, which: int) -> None:
-        self.both(lambda ledger: ledger.lease(self.specs[which].upload_id, "alice"))
+    @rule(which=which, marks=st.sampled_from([None, FileMarks(), FileMarks(7, True)]))
+    def lease(self, which: int, marks: FileMarks | None) -> None:
+        self.both(lambda ledger: ledger.lease(self.specs[which].upload_id, "alice", None, marks))
 
     @rule(which=which, generation=generation, segment=segment, fill=st.sampled_from([b"a", b"b"]))
     def seal(self, which: int, generation: int, segment: int, fill: bytes) -> None:
