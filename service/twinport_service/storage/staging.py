@@ -29,6 +29,7 @@ from .troubles import Health, is_full, refusal_of
 
 WRITE_BACK_BYTES = 8 * 1024 * 1024
 _UPLOAD_NAME = re.compile("[0-9a-f]{2,128}")
+_BLOCK_BYTES = 512  # what st_blocks counts in, whatever the file system's blocks are
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL
 
 
@@ -74,20 +75,22 @@ class Staging:
 
     def recover(self, live_uploads: Mapping[bytes, int]) -> set[bytes]:
         """Remove what belongs to no live upload; the ids of those whose file is here. One of another size than its
-        upload's goes too: a crash came between its making and its allocation."""
+        upload's goes too: a crash came between its making and its allocation. What has no blocks yet is promised again:
+        where none could be had beforehand, only the bytes that were written have theirs."""
         live = {upload_id.hex(): upload_id for upload_id in live_uploads}
         kept: set[bytes] = set()
         for directory in self._directories:
             for name, _ in list(self._door.scan(directory)):
                 upload_id = live.get(name)
-                if (
-                    upload_id is not None
-                    and self.locate(upload_id)[0] == directory
-                    and self._door.stat_at(directory, name).st_size == live_uploads[upload_id]
-                ):
-                    kept.add(upload_id)
-                else:
-                    self._door.unlink(directory, name)
+                if upload_id is not None and self.locate(upload_id)[0] == directory:
+                    facts = self._door.stat_at(directory, name)
+                    if facts.st_size == live_uploads[upload_id]:
+                        kept.add(upload_id)
+                        missing_bytes = facts.st_size - facts.st_blocks * _BLOCK_BYTES
+                        if missing_bytes > 0:
+                            self._promised[upload_id] = missing_bytes
+                        continue
+                self._door.unlink(directory, name)
         return kept
 
     def begin(self, upload_id: bytes, size: int, *, executable: bool) -> None:

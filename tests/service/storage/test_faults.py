@@ -388,6 +388,29 @@ def test_room_is_promised_once(small_disk: Path) -> None:
         storage.close()
 
 
+def test_room_stays_promised_across_a_restart(small_disk: Path) -> None:
+    storage = LocalStorage(small_disk / "root", limits=Limits(staging_directories=4))
+    storage.start({})
+    first, second, third = (make_spec(name, 5 * MIB) for name in ("first", "second", "third"))
+    storage.begin(first)
+    storage.begin(second)
+    storage.put_piece(first.upload_id, 1, 0, 0, bytes(4 * MIB))
+    before = storage.free_bytes()
+    storage.close()
+    storage = LocalStorage(small_disk / "root", limits=Limits(staging_directories=4))
+    live = {spec.upload_id: spec.size for spec in (first, second)}
+    try:
+        assert set(storage.start(live)) == set(live)
+        assert before is not None
+        assert abs((storage.free_bytes() or 0) - before) < MIB // 4
+        with refused(ErrorCode.DISK_FULL):
+            storage.begin(third)
+        storage.abort(second.upload_id)
+        storage.begin(third)
+    finally:
+        storage.close()
+
+
 def test_real_disk_without_inodes(small_disk: Path) -> None:
     storage = LocalStorage(small_disk / "root", limits=Limits(staging_directories=4))
     storage.start({})
