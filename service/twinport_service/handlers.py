@@ -224,11 +224,8 @@ class Handlers:
 
     def _abort(self, caller: Caller, command: Command) -> Sequence[Reply]:
         generation = command.options.get("generation")
-        self._desk.abort(
-            caller.user,
-            parse_hex(command.words[0], UPLOAD_ID_BYTES),
-            None if generation is None else parse_size(generation.encode()),
-        )
+        upload_id = parse_hex(command.words[0], UPLOAD_ID_BYTES)
+        self._desk.abort(caller.user, upload_id, None if generation is None else parse_size(generation.encode()))
         return [Reply(command.id, ReplyKind.DONE)]
 
     def _require_own(self, caller: Caller, upload_id: bytes) -> None:
@@ -245,6 +242,7 @@ class Handlers:
             self._desk.ledger.check(old.scope, old.generation)
             self._require_own(caller, old.scope)
         else:
+            require(self._decide, caller.user, Act.READ, self._storage.name_of(old.scope))
             self._storage.open_reader(old.scope).close()
         ticket = self._ticket(old.action, caller, old.scope, old.size, old.generation, secure=old.secure)
         return [Reply(command.id, ReplyKind.OK, options={"ticket": ticket})]

@@ -12,6 +12,7 @@ from twinport_protocol.auth import login_message
 from twinport_protocol.errors import ErrorCode, Refusal
 from twinport_protocol.frames import AckStatus
 from twinport_protocol.messages import WORDS, Command, Reply, ReplyKind, Verb
+from twinport_protocol.tickets import encode_ticket
 from twinport_service.accounts.authenticator import LoggedIn
 from twinport_service.accounts.database import AccountDatabase
 from twinport_service.accounts.grants import parse_grant
@@ -394,6 +395,26 @@ def test_a_grant_that_was_taken_away_stops_a_commit(
         ticket = control.ask(Verb.RENEW, "AAAA")
         assert ticket.code is ErrorCode.TICKET_INVALID
         assert control.ask(Verb.ABORT, upload.upload_id.hex()).kind is ReplyKind.DONE
+
+
+def test_no_ticket_is_renewed_for_what_was_taken_away(
+    start_with_accounts: StartWithAccounts, add: Add, database: AccountDatabase, upload_id: MakeId
+) -> None:
+    add("alice")
+    add("bob", grants=(parse_grant("alice/**", ["list", "read", "write"]),))
+    server = start_with_accounts()
+    with RawControl(server.control_address) as alice, RawControl(server.control_address) as bob:
+        log_in(alice)
+        log_in(bob, "bob")
+        assert put(server, alice, "alice/x", upload_id()) is None
+        version, upload = bob.download("alice/x"), bob.upload("alice/y", 10_000_000, upload_id())
+        words = [encode_ticket(ticket) for ticket in (version.ticket, upload.ticket)]
+        assert [bob.refused(Verb.RENEW, word) for word in words] == [None, None]
+        assert bob.refused(Verb.MOVE, "alice/x", "bob/x") is ErrorCode.DENIED
+        database.remove_grant("bob", "alice/**")
+        await_true(lambda: bob.refused(Verb.STAT, "alice/x") is ErrorCode.DENIED)
+        assert [bob.refused(Verb.RENEW, word) for word in words] == [ErrorCode.DENIED, ErrorCode.DENIED]
+        assert alice.refused(Verb.RENEW, words[0]) is ErrorCode.TICKET_INVALID
 
 
 def test_a_ticket_is_worth_nothing_once_its_user_may_not_any_more(
