@@ -105,7 +105,7 @@ _FACTS: dict[ErrorCode, _Facts] = {
     _C.SHUTTING_DOWN: _Facts(109, "the server is stopping; connect again"),
     _C.INTERNAL: _Facts(110, "the server failed unexpectedly; its log says more"),
     _C.FILE_NOT_FOUND: _Facts(200, "there is no such file; list the names that exist"),
-    _C.NAME_CONFLICT: _Facts(201, "a file stands where the name needs a directory, or the reverse; choose another name"),
+    _C.NAME_CONFLICT: _Facts(201, "a file stands where a directory is needed, or the reverse; choose another name"),
     _C.NOT_EMPTY: _Facts(202, "the directory is not empty; remove what it holds first"),
     _C.EXISTS: _Facts(203, "the name is taken and the request said not to replace it"),
     _C.CHANGED: _Facts(204, "the file is not the version that the request named; look again and decide"),
