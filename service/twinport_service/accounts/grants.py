@@ -8,7 +8,6 @@ taking one away never allows more.
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -116,17 +115,39 @@ def _split(path: str) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class _Shape:
-    """A pattern taken apart: components (a text, or a regular expression where there is a ``*``)."""
+class _Wildcard:
+    """A component with ``*``: how it begins, what follows in this order, how it ends."""
 
-    parts: tuple[str | re.Pattern[str], ...]
+    first: str
+    between: tuple[str, ...]
+    last: str
+
+    def matches(self, name: str) -> bool:
+        # Each text at the first place it is found: never a step back, as a regular expression takes. Whoever may name
+        # files chooses the names, and a decision is made on the event loop.
+        start, end = len(self.first), len(name) - len(self.last)
+        if start > end or not name.startswith(self.first) or not name.endswith(self.last):
+            return False
+        for text in self.between:
+            found = name.find(text, start, end)
+            if found < 0:
+                return False
+            start = found + len(text)
+        return True
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """A pattern taken apart: components (a text, or a wildcard where there is a ``*``)."""
+
+    parts: tuple[str | _Wildcard, ...]
     is_tree: bool
     plain: str | None
     """All components as one path where there is no ``*``: most patterns, and asked for every file."""
 
     def _matches(self, parts: tuple[str, ...], count: int) -> bool:
         return all(
-            mine == other if isinstance(mine, str) else mine.fullmatch(other) is not None
+            mine == other if isinstance(mine, str) else mine.matches(other)
             for mine, other in zip(self.parts[:count], parts[:count], strict=True)
         )
 
@@ -154,8 +175,8 @@ def _shape(pattern: str) -> _Shape:
     return _Shape(tuple(_component(part) for part in _split(base)), is_tree, None if "*" in base else base)
 
 
-def _component(text: str) -> str | re.Pattern[str]:
+def _component(text: str) -> str | _Wildcard:
     if "*" not in text:
         return text
-    # One ``*`` after the other means the same as one, and would only cost time.
-    return re.compile("[^/]*".join(map(re.escape, re.sub(r"\*+", "*", text).split("*"))), re.DOTALL)
+    first, *between, last = text.split("*")
+    return _Wildcard(first, tuple(filter(None, between)), last)

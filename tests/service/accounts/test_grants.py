@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -53,6 +55,9 @@ def test_every_verb_has_a_policy_and_only_three_are_answered_before_a_login() ->
         ("reports/*.csv", "reports/a/b.csv", False),
         ("reports/a*b*c", "reports/a1b2c", True),
         ("reports/a*b*c", "reports/a1c2b", False),
+        ("reports/a*a", "reports/a", False),
+        ("reports/a*a", "reports/aa", True),
+        ("reports/ab*b*ba", "reports/abba", False),
         ("x[ab]?", "x[ab]?", True),
         ("x[ab]?", "xa1", False),
         ("x.y", "xzy", False),
@@ -195,6 +200,24 @@ def test_every_directory_on_the_way_to_something_listed_may_be_seen(grants: list
     if is_allowed(grants, Act.LIST, path):
         parts = path.split("/")
         assert all(may_see(grants, "/".join(parts[:count])) for count in range(len(parts) + 1))
+
+
+COMPONENTS = st.text("ab", max_size=8)
+
+
+@given(st.lists(COMPONENTS, min_size=1, max_size=5).map("*".join), COMPONENTS)
+def test_a_star_stands_for_any_characters(text: str, name: str) -> None:
+    if not text or not name or "**" in text:
+        return
+    expected = re.fullmatch(".*".join(map(re.escape, text.split("*"))), name) is not None
+    assert is_allowed([parse_grant(f"logs/{text}", ["write"])], Act.WRITE, f"logs/{name}") is expected
+
+
+def test_many_stars_cost_no_more_than_a_look_at_the_name() -> None:
+    # A search that steps back would try some 10 to the power of 19 ways: this ends at once, or never.
+    grant = parse_grant("logs/" + "*-" * 10 + "*x", ["write"])
+    assert not is_allowed([grant], Act.WRITE, "logs/" + "-" * 250)
+    assert is_allowed([grant], Act.WRITE, "logs/" + "-" * 250 + "x")
 
 
 def test_everything_means_the_four_that_can_be_granted() -> None:
