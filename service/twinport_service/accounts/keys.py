@@ -20,6 +20,9 @@ from twinport_protocol.errors import ProtocolError
 from .records import Key
 
 MAX_RSA_BITS = 8192
+MAX_RSA_EXPONENT_BITS = 33
+"""A check costs time in proportion to the exponent, which whoever makes up a key chooses; what programs make is 65537,
+or smaller."""
 MAX_COMMENT_CHARACTERS = 200
 PublicKey = ed25519.Ed25519PublicKey | ec.EllipticCurvePublicKey | rsa.RSAPublicKey
 _HASH_OF_CURVE: dict[str, hashes.HashAlgorithm] = {
@@ -48,6 +51,8 @@ def load_public_key(blob: bytes) -> PublicKey:
                 f"an RSA key of {key.key_size} bits; it needs {MIN_RSA_BITS} to {MAX_RSA_BITS}. "
                 "Make another: ssh-keygen -t ed25519"
             )
+        if key.public_numbers().e.bit_length() > MAX_RSA_EXPONENT_BITS:
+            raise KeyTextError("an RSA key of a very large exponent; make another: ssh-keygen -t ed25519")
         return key
     if isinstance(key, ed25519.Ed25519PublicKey | ec.EllipticCurvePublicKey):
         return key

@@ -16,9 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twinport_protocol.auth import SshSignature, login_message
 from twinport_protocol.errors import ErrorCode, Refusal
+from twinport_service.accounts import keys
 from twinport_service.accounts.authenticator import Authenticator, LoggedIn, LoginRequest
 from twinport_service.accounts.database import AccountDatabase
-from twinport_service.accounts.keys import KeyTextError, parse_keys, verify_signature
+from twinport_service.accounts.keys import KeyTextError, load_public_key, parse_keys, verify_signature
 from twinport_service.accounts.passwords import PasswordDesk
 from twinport_service.accounts.records import Key
 from twinport_service.accounts.store import AccountStore
@@ -172,6 +173,22 @@ def test_no_bytes_make_the_verification_fall_over(blob: bytes, kind: str, inner:
     public_key = struct.pack("!I", len(name)) + name + blob
     for algorithm in ("ssh-ed25519", "ecdsa-sha2-nistp256", "rsa-sha2-512"):
         assert not verify_signature(SshSignature(public_key, algorithm, inner), message())
+
+
+def make_rsa_key(exponent: int, modulus_bits: int = 3072) -> bytes:
+    """The wire blob of a key that nobody has."""
+    numbers = (exponent, (1 << modulus_bits) - 1)
+    words = [b"ssh-rsa", *(number.to_bytes(number.bit_length() // 8 + 1, "big") for number in numbers)]
+    return b"".join(struct.pack("!I", len(word)) + word for word in words)
+
+
+@pytest.mark.parametrize("blob", [make_rsa_key(2**33 + 1), make_rsa_key(2**3000 + 1), make_rsa_key(65537, 8200)])
+def test_an_rsa_key_that_costs_much_to_check_is_not_tried(monkeypatch: pytest.MonkeyPatch, blob: bytes) -> None:
+    load_public_key(make_rsa_key(2**33 - 1))
+    with pytest.raises(KeyTextError):
+        load_public_key(blob)
+    monkeypatch.setattr(keys, "_verify", lambda *checked: pytest.fail("it was tried"))
+    assert not verify_signature(SshSignature(blob, "rsa-sha2-512", bytes(384)), message())
 
 
 def test_an_expired_key_is_refused(
