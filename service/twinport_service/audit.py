@@ -7,7 +7,8 @@ room, those that find none are counted, the server's own log says so once a minu
 are missing as soon as writing works again.
 
 What was refused is rationed, as strangers may have it written: else they could wash the log away. Of each kind of event
-200 refusals are written at once and then 10 a second; the next one says how many were left out.
+200 refusals are written at once and then 10 a second; the next one says how many were left out. So is what a user may
+do over and over without a byte (``CHEAP_EVENTS``): of each kind and user 10,000 at once and then one a second.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from twinport_protocol.errors import ErrorCode
 from .audit_files import AuditFiles
 from .log import get_log
 from .rationed_log import RationedLog
+from .usage import payer_of
 
 MAX_TEXT_CHARACTERS = 1024
 _BATCH_LINES = 1024
@@ -40,6 +42,8 @@ _COMPLAINT_SECONDS = 60.0
 _DELETE = "\x7f"
 _REFUSALS_AT_ONCE = 200
 _REFUSALS_PER_SECOND = 10.0
+_CHEAP_AT_ONCE = 10_000
+_CHEAP_PER_SECOND = 1.0
 
 
 class AuditEvent(enum.Enum):
@@ -60,6 +64,7 @@ class AuditEvent(enum.Enum):
 
 
 OK = "ok"
+CHEAP_EVENTS = frozenset({AuditEvent.LOGIN, AuditEvent.MOVE, AuditEvent.MKDIR})
 _encode = json.JSONEncoder(separators=(",", ":")).encode  # json.dumps would make one for each line
 AUDITED_REFUSALS = frozenset({ErrorCode.DENIED, ErrorCode.QUOTA_EXCEEDED, ErrorCode.LOCKED})
 """What somebody was not allowed, as against what did not work."""
@@ -139,15 +144,16 @@ def _second(seconds: int) -> str:
 
 
 class _Ration:
-    """How many refusals of one kind of event may be written."""
+    """How many lines of one kind may be written."""
 
-    def __init__(self, now: float) -> None:
-        self._left = float(_REFUSALS_AT_ONCE)
+    def __init__(self, now: float, at_once: int, per_second: float) -> None:
+        self._at_once, self._per_second = at_once, per_second
+        self._left = float(at_once)
         self._at = now
         self.left_out = 0
 
     def passes(self, now: float) -> bool:
-        self._left = min(_REFUSALS_AT_ONCE, self._left + (now - self._at) * _REFUSALS_PER_SECOND)
+        self._left = min(self._at_once, self._left + (now - self._at) * self._per_second)
         self._at = now
         if self._left < 1:
             self.left_out += 1
@@ -175,7 +181,7 @@ class AuditLog:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._clock = clock
-        self._rations: dict[AuditEvent, _Ration] = {}
+        self._rations: dict[tuple[AuditEvent, str | None], _Ration] = {}  # of an event and, if it is OK, an account
         self._files = AuditFiles(directory, max_bytes=max_bytes, keep=keep)
         self._now = now
         self._queued_lines = queued_lines
@@ -199,9 +205,9 @@ class AuditLog:
     def record(self, entry: AuditEntry) -> None:
         """Hand over an entry; from any thread. Waits for room, but for a disk that has failed or hangs not long."""
         left_out: int | None = None
-        if entry.outcome != OK:
+        if entry.outcome != OK or entry.event in CHEAP_EVENTS:
             with self._changed:
-                ration = self._rations.setdefault(entry.event, _Ration(self._clock()))
+                ration = self._ration_of(entry)
                 if not ration.passes(self._clock()):
                     return
                 left_out, ration.left_out = ration.left_out or None, 0
@@ -216,6 +222,15 @@ class AuditLog:
             self._lines.append(line)
             if len(self._lines) in (1, self._batch_lines):
                 self._changed.notify_all()
+
+    def _ration_of(self, entry: AuditEntry) -> _Ration:
+        # Names of refused users are anybody's invention; the others are accounts, so that the table has a bound.
+        user = payer_of(entry.user) if entry.outcome == OK and entry.user is not None else None
+        ration = self._rations.get((entry.event, user))
+        if ration is None:
+            bounds = (_CHEAP_AT_ONCE, _CHEAP_PER_SECOND) if user else (_REFUSALS_AT_ONCE, _REFUSALS_PER_SECOND)
+            ration = self._rations[entry.event, user] = _Ration(self._clock(), *bounds)
+        return ration
 
     def _has_room(self) -> bool:
         return len(self._lines) < self._queued_lines or self._failing or self._closing
@@ -236,9 +251,9 @@ class AuditLog:
         """Write what is left, as far as that works, and end. Harmless when repeated."""
         with self._changed:
             if not self._closing:
-                for event, ration in self._rations.items():
+                for (event, user), ration in self._rations.items():
                     if ration.left_out:
-                        gap = AuditEntry(AuditEvent.GAP, what=event.value)
+                        gap = AuditEntry(AuditEvent.GAP, user, what=event.value)
                         self._lines.append(format_entry(gap, self._now(), ration.left_out))
             self._closing = True
             self._changed.notify_all()

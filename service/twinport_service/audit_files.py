@@ -17,12 +17,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .log import get_log
+from .rationed_log import RationedLog
 
 CURRENT_NAME = "audit.jsonl"
 _ROTATED = re.compile(r"audit\.([0-9]{6,12})\.jsonl(\.gz)?", re.ASCII)
 _FILE_MODE = 0o600
 _LOOK_SECONDS = 1.0
 _GZIP_LEVEL = 6
+_YOUNG_SECONDS = 7 * 86_400
+_COMPLAINT_SECONDS = 3600.0
 
 
 def list_rotated(directory: Path) -> list[Path]:
@@ -55,6 +58,7 @@ class AuditFiles:
         self._size = 0
         self._looked_at = 0.0
         self._compressor: threading.Thread | None = None
+        self._complaints = RationedLog(_COMPLAINT_SECONDS)
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._open()
         for half_done in directory.glob("audit.*.jsonl.gz.new"):
@@ -131,9 +135,23 @@ class AuditFiles:
         os.rename(self._path, self._directory / f"audit.{number:06}.jsonl")
         self.reopen()
         for old in rotated[: max(0, len(rotated) + 1 - self._keep)]:
+            self._complain_if_young(old)
             old.unlink(missing_ok=True)
             old.with_name(old.name + ".gz").unlink(missing_ok=True)
         self._start_compressor()
+
+    def _complain_if_young(self, old: Path) -> None:
+        """Lines go that somebody may still want to read: the log is small for what is done here, or is being washed."""
+        try:
+            age_seconds = time.time() - old.stat().st_mtime
+        except OSError:  # compressed just now, and young all the more
+            age_seconds = 0.0
+        if age_seconds < _YOUNG_SECONDS:
+            self._complaints.error(
+                "[AUDIT] Entries less than 7 days old are removed: raise audit-keep or audit-max-bytes, "
+                "and see who fills the audit log",
+                file=old.name,
+            )
 
     def _start_compressor(self) -> None:
         if self._compressor is not None and self._compressor.is_alive():

@@ -319,8 +319,9 @@ class Handlers:
         target = self._name(caller, command, 1, Act.WRITE)
         self._require_tree(caller, source, target)
         self._storage.move(source, target, command.options.get("if-absent") == "1")
-        get_log().info(f"[MOVE] {source} to {target}", peer=caller.peer)
-        self._note(AuditEvent.MOVE, caller, source, to=target)
+        if source != target:
+            get_log().info(f"[MOVE] {source} to {target}", peer=caller.peer)
+            self._note(AuditEvent.MOVE, caller, source, to=target)
         return [Reply(command.id, ReplyKind.DONE)]
 
     def _require_tree(self, caller: Caller, source: RemoteName, target: RemoteName) -> None:
@@ -333,8 +334,8 @@ class Handlers:
 
     def _make_directory(self, caller: Caller, command: Command) -> Sequence[Reply]:
         name = self._name(caller, command, 0, Act.WRITE)
-        self._storage.make_directory(name)
-        self._note(AuditEvent.MKDIR, caller, name)
+        if self._storage.make_directory(name):
+            self._note(AuditEvent.MKDIR, caller, name)
         return [Reply(command.id, ReplyKind.DONE)]
 
     def _name(self, caller: Caller, command: Command, word: int, act: Act) -> RemoteName:

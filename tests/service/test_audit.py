@@ -380,3 +380,45 @@ def test_strangers_cannot_wash_the_log_away(directory: Path) -> None:
     assert logins[-1]["left_out"] == 800
     assert [row["what"] for row in rows if row["event"] == "gap"] == ["login"]
     assert sum(row["event"] == "refusal" for row in rows) == 1
+
+
+def test_a_user_cannot_wash_the_log_away(directory: Path) -> None:
+    now = 0.0
+    log = AuditLog(directory, clock=lambda: now)
+    for number in range(10_500):
+        log.record(AuditEntry(AuditEvent.MOVE, "mallory", size=number))
+    log.record(AuditEntry(AuditEvent.MOVE, "alice", size=1))
+    log.record(AuditEntry(AuditEvent.MKDIR, "mallory", size=1))
+    now = 1.0
+    log.record(AuditEntry(AuditEvent.MOVE, "mallory", size=10_500))
+    log.record(AuditEntry(AuditEvent.MOVE, "mallory", size=10_501))
+    log.close()
+    rows = list(AuditReader(directory).rows())
+    moves = [row for row in rows if row["event"] == "move" and row["user"] == "mallory"]
+    assert [row["size"] for row in moves] == [*range(10_000), 10_500]
+    assert moves[-1]["left_out"] == 500
+    assert [row["user"] for row in rows if row["event"] == "move"].count("alice") == 1, "others are not concerned"
+    assert [row["event"] for row in rows].count("mkdir") == 1
+    gaps = [(row["user"], row["what"], row["left_out"]) for row in rows if row["event"] == "gap"]
+    assert gaps == [("mallory", "move", 1)]
+
+
+def test_that_young_lines_go_is_told(directory: Path, log_stream: io.StringIO) -> None:
+    log = AuditLog(directory, max_bytes=1000, keep=2)
+    for number in range(200):
+        log.record(upload(number))
+    log.close()
+    assert log_stream.getvalue().count("less than 7 days old") == 1, "once an hour"
+
+
+def test_that_old_lines_go_is_not(directory: Path, log_stream: io.StringIO) -> None:
+    log = AuditLog(directory, max_bytes=1000, keep=1)
+    long_ago = time.time() - 8 * 86_400
+    for number in range(60):
+        log.record(upload(number))
+        assert log.flush()
+        for path in directory.iterdir():
+            os.utime(path, (long_ago, long_ago))
+    log.close()
+    assert len(list_rotated(directory)) == 1
+    assert "less than 7 days old" not in log_stream.getvalue()

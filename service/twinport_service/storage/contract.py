@@ -249,8 +249,8 @@ class Storage(Protocol):
         of the target are made. Onto itself: nothing to do. ``FileNotFound``, ``Exists``, ``NameConflict``;
         ``InvalidName`` when a name in the directory would become too long, ``Busy`` while new ones keep coming."""
 
-    def make_directory(self, name: RemoteName) -> None:
-        """Make a directory and its parents, durably; harmless when there. ``NameConflict``."""
+    def make_directory(self, name: RemoteName) -> bool:
+        """Make a directory and its parents, durably; False when it was there. ``NameConflict``."""
 
     def free_bytes(self) -> int | None:
         """Room left, where that has a meaning, less what uploads that were begun are still going to take."""

@@ -334,9 +334,9 @@ class LocalStorage:
         """See the contract."""
         self._naming.move(source, target, if_absent=if_absent)
 
-    def make_directory(self, name: RemoteName) -> None:
+    def make_directory(self, name: RemoteName) -> bool:
         """See the contract."""
-        self._naming.make_directory(name)
+        return self._naming.make_directory(name)
 
     def free_bytes(self) -> int | None:
         """See the contract."""

@@ -366,11 +366,13 @@ class MemoryStorage:
                 self._directories.add(target + name[len(source) :])
             self._keys = None
 
-    def make_directory(self, name: RemoteName) -> None:
+    def make_directory(self, name: RemoteName) -> bool:
         """See the contract."""
         with self._lock:
             self._check_parents(name + "/")
+            is_new = name not in self._directories
             self._make_parents(name + "/")
+            return is_new
 
     def free_bytes(self) -> int | None:
         """See the contract; None without a capacity."""

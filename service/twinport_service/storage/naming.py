@@ -196,7 +196,7 @@ class Naming:
         if stat.S_ISDIR(facts.st_mode):
             raise Refusal(ErrorCode.NAME_CONFLICT)
 
-    def make_directory(self, name: str) -> None:
+    def make_directory(self, name: str) -> bool:
         """See ``Storage.make_directory``."""
         self._health.check_writable()
         with OpenDirectories(self._door, self._tree) as directories:
@@ -207,6 +207,7 @@ class Naming:
             except OSError as error:
                 raise refusal_of(error) from None
             self._flush(directories)
+            return directories.has_made
 
     def _flush(self, directories: OpenDirectories) -> None:
         try:

@@ -174,6 +174,8 @@ class OpenDirectories:
         self._tree = tree
         self._descriptors: dict[str, int] = {}
         self._changed: dict[str, None] = {}
+        self.has_made = False
+        """Whether :meth:`make` has made anything."""
 
     def __enter__(self) -> OpenDirectories:
         return self
@@ -205,6 +207,7 @@ class OpenDirectories:
             else:
                 self._tree.note_made(parent)
                 self._changed[parent] = None
+                self.has_made = True
             descriptor = self.open(path)
         for unflushed in self._tree.unflushed_above(path):
             self.open(unflushed)  # now: it may be moved before the flush

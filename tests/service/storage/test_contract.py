@@ -373,8 +373,8 @@ def test_delete(storage: Storage) -> None:
 
 def test_make_directory(storage: Storage) -> None:
     put(storage, "file", b"")
-    for _ in range(2):
-        storage.make_directory(parse_name("a/b/c"))
+    assert [storage.make_directory(parse_name("a/b/c")) for _ in range(2)] == [True, False]
+    assert not storage.make_directory(parse_name("a/b"))
     assert [entry.key for entry in list_all(storage)] == ["a/b/c/", "file"]
     for name in ("file", "file/below"):
         with refused(ErrorCode.NAME_CONFLICT):

@@ -182,7 +182,7 @@ def test_failed_fsync_after_a_change_of_names(shm_path: Path, open_local: OpenLo
     put(storage, "before", b"before")
     put(storage, "file", b"x")
     door.fail("fsync_directory", errno.EIO)
-    changes: dict[str, Callable[[], None]] = {
+    changes: dict[str, Callable[[], object]] = {
         "delete": lambda: storage.delete(parse_name("file")),
         "move": lambda: storage.move(parse_name("file"), parse_name("to/there")),
         "make_directory": lambda: storage.make_directory(parse_name("a/b")),
