@@ -130,7 +130,7 @@ class Measurement:
     def _log_in(self, end: float) -> None:
         while time.perf_counter() < end:
             began = time.perf_counter()
-            twinport.connect(*self._address, user="victim", key=self._key).close()
+            twinport.connect(*self._address, user="victim", key=self._key, tls=False).close()
             self.logins.append(time.perf_counter() - began)
             time.sleep(0.1)
 
@@ -144,7 +144,7 @@ class Measurement:
         control.sock.close()
 
     def _load(self, end: float) -> None:
-        with twinport.connect(*self._address, user="keeper", key=self._admin) as client:
+        with twinport.connect(*self._address, user="keeper", key=self._admin, tls=False) as client:
             while time.perf_counter() < end:
                 client.get("large", self._directory)
                 self.downloaded_bytes += FILE_BYTES

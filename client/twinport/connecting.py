@@ -34,8 +34,8 @@ def connect(  # noqa: PLR0913  # keywords that most callers leave out
 ) -> Client:
     """Connect to a server; use the client as a context manager, or close it.
 
-    TLS is used to every host but this machine, and there when ``tls`` says so or the server is known for it; its
-    certificate must be ``fingerprint`` (64 hexadecimal digits), one that ``twinport`` has accepted before, or one that
+    TLS is used to every host but this machine, and there for a login, when ``tls`` says so, or when the server is known
+    for it; ``tls=False`` goes without there, a login too. Its certificate must be ``fingerprint`` (64 hexadecimal digits), one that ``twinport`` has accepted before, or one that
     the system's authorities, or those in ``ca_file``, vouch for. ``plaintext`` goes without, anywhere. Nobody is asked
     anything. To log in, give ``user`` with ``key`` (a file; also a public key, whose other half the SSH agent holds) or
     ``password``, or ``token`` alone; with ``user`` alone the agent's keys and the usual key files are tried.

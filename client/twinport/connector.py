@@ -30,8 +30,8 @@ _LOOPBACK = re.compile(r"localhost|127\.\d{1,3}\.\d{1,3}\.\d{1,3}|::1|(?:::ffff:
 
 
 class TlsMode(enum.Enum):
-    """``AUTO``: TLS, but to this machine only where something says so or the server wants it. ``NEVER``: none, allowed
-    to this machine only. ``PLAINTEXT``: none, wherever the server is."""
+    """``AUTO``: TLS, but to this machine only for a login, or where something says so or the server wants it.
+    ``NEVER``: none, allowed to this machine only. ``PLAINTEXT``: none, wherever the server is."""
 
     AUTO = "auto"
     ALWAYS = "always"
@@ -52,6 +52,10 @@ class Security:
     known: KnownServers | None = None
     confirm: Callable[[str], bool] | None = None
     note: Callable[[str], None] = lambda text: None
+
+
+class _LoginNeedsTlsError(Exception):
+    """The greeting came in plaintext, and a login is to follow that nobody allowed to go in plaintext."""
 
 
 class Connector:
@@ -94,6 +98,8 @@ class Connector:
                 if error.code is not ErrorCode.TLS_REQUIRED or not may_change:
                     raise _as_refusal(self.address, error) from None
                 self._wants_tls = True
+            except _LoginNeedsTlsError:
+                self._wants_tls = True
             except ProtocolError as error:
                 raise _as_refusal(self.address, error) from None
 
@@ -134,6 +140,9 @@ class Connector:
             opening.greet()
             if certificate is not None:
                 self._trusting().announced(certificate, opening.following)
+            elif self._security.tls is TlsMode.AUTO and opening.wants(self._login):
+                # Any program of this machine can listen on a free port: it must not be handed a password for asking.
+                raise _LoginNeedsTlsError
             is_private = uses_tls or is_loopback(self.address.host)
             answer = opening.log_in(self._login, certificate, is_private=is_private)
             channels = opening.channel_addresses()

@@ -104,6 +104,11 @@ class Opening:
         port = parse_size(self.options.get("data-port", str(address.port)).encode(), maximum=MAX_PORT) or address.port
         return (Address(address.host, port), address) if port != address.port else (address,)
 
+    def wants(self, login: Login) -> bool:
+        """Whether :meth:`log_in` would send a proof."""
+        wish = self.options.get("login")
+        return wish is not None and (wish == "required" or login.is_wanted)
+
     def log_in(self, login: Login, certificate: bytes | None, *, is_private: bool) -> Mapping[str, str]:
         """Log in if the server wants it or the user does; what the server answered, empty without a login.
 

@@ -17,7 +17,7 @@ from twinport.addresses import Address
 from twinport.client import Client
 from twinport.connector import Security
 from twinport.credentials import Credentials, make_login, parse_secret
-from twinport.errors import BusyError, DeniedError, LoginError, NotFoundError, UsageError
+from twinport.errors import BusyError, DeniedError, LoginError, NotFoundError, TrustError, UsageError
 from twinport.ssh_agent import agent_keys
 from twinport.ssh_keys import load_key
 from twinport_protocol.auth import SshSignature, key_fingerprint, signed_data
@@ -400,6 +400,24 @@ def test_no_login_over_a_readable_line(server: SecureServer, monkeypatch: pytest
     with pytest.raises(LoginError, match=r"no login to .* without TLS"):
         twinport.connect("127.0.0.1", server.port, plaintext=True, user="alice", password=SECRET)
     assert server.commands == []
+
+
+def test_whoever_listens_on_this_machine_gets_no_proof_in_plaintext(server: SecureServer) -> None:
+    server.takes_plaintext = True
+    server.check = lambda command, nonce: accept_as(command, "alice")
+    address = Address("127.0.0.1", server.port)
+    for wish in ("required", "offered"):
+        server.options["login"] = wish
+        for options in ({"user": "alice", "password": SECRET}, {"token": f"tp_{SECRET}"}):
+            with pytest.raises(TrustError, match="is unknown"):
+                twinport.connect("127.0.0.1", server.port, **options)  # type: ignore[arg-type]
+    assert server.commands == []
+    # Said in so many words, it goes in plaintext; with a certificate that is believed, under TLS.
+    with twinport.connect("127.0.0.1", server.port, tls=False, user="alice", password=SECRET) as client:
+        assert (client.identity.user, client.identity.tls_version) == ("alice", None)
+    login = make_login(Credentials(user="alice", password=SECRET))
+    with Client(address, security=Security(confirm=lambda question: True), login=login) as client:
+        assert (client.identity.user, client.identity.tls_version) == ("alice", "TLSv1.3")
 
 
 def test_a_lost_connection_logs_in_again_with_what_worked(server: SecureServer) -> None:

@@ -52,7 +52,7 @@ def test_who_did_what(daemon: Daemon, shm_path: Path) -> None:
     for name in ODD_NAMES:
         (source / name).write_text(name)
     make_file(source / "large", 20_000_000, 1)
-    with twinport.connect("127.0.0.1", daemon.control_port, user="alice", password=PASSWORD) as client:
+    with twinport.connect("127.0.0.1", daemon.control_port, user="alice", password=PASSWORD, tls=False) as client:
         client.put(source, to="alice", recursive=True)
         client.get("alice/source", shm_path / "back", recursive=True)
         client.mkdir("alice/new")
@@ -62,7 +62,7 @@ def test_who_did_what(daemon: Daemon, shm_path: Path) -> None:
             client.delete("bob/secret")
     for user in ("alice", "alice", "hunter2-by-mistake"):
         with pytest.raises(TwinportError):
-            twinport.connect("127.0.0.1", daemon.control_port, user=user, password="wrong")
+            twinport.connect("127.0.0.1", daemon.control_port, user=user, password="wrong", tls=False)
     daemon.end(signal.SIGTERM)
     rows = audit(daemon.root)
     events = [row["event"] for row in rows]
