@@ -42,6 +42,8 @@ class ChannelAudit:
     def committed(self, attachment: int, user: str, outcome: Published | Refusal) -> None:
         """An upload was published by this channel, or not allowed."""
         if isinstance(outcome, Published):
+            if outcome.is_repeated:
+                return
             self._note(
                 AuditEvent.UPLOAD,
                 user,

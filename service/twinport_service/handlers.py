@@ -195,15 +195,16 @@ class Handlers:
 
         def on_done(outcome: Published | Refusal) -> None:
             if isinstance(outcome, Published):
-                get_log().info(f"[UPLOAD] Complete: {outcome.name} saved ({outcome.size} bytes)", peer=caller.peer)
-                self._note(
-                    AuditEvent.UPLOAD,
-                    caller,
-                    outcome.name,
-                    size=outcome.size,
-                    root=outcome.root,
-                    seconds=time.monotonic() - began,
-                )
+                if not outcome.is_repeated:
+                    get_log().info(f"[UPLOAD] Complete: {outcome.name} saved ({outcome.size} bytes)", peer=caller.peer)
+                    self._note(
+                        AuditEvent.UPLOAD,
+                        caller,
+                        outcome.name,
+                        size=outcome.size,
+                        root=outcome.root,
+                        seconds=time.monotonic() - began,
+                    )
                 on_reply(Reply(command.id, ReplyKind.DONE, options=describe_published(outcome)))
             else:
                 on_reply(self._refused(caller, command, outcome))

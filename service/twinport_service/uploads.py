@@ -10,6 +10,7 @@ from __future__ import annotations
 import secrets
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 from twinport_protocol.errors import ErrorCode, Refusal
 from twinport_protocol.frames import Held
@@ -253,6 +254,9 @@ class UploadDesk:
         def tell(outcome: Published | Refusal) -> None:
             on_done(_checked(outcome, user, root))
 
+        def tell_repeated(outcome: Published | Refusal) -> None:
+            tell(replace(outcome, is_repeated=True) if isinstance(outcome, Published) else outcome)
+
         record = self.ledger.load(upload_id)
         if record is None or record.spec.user != user:
             self._answer_finished(upload_id, Refusal(ErrorCode.UPLOAD_UNKNOWN), tell)
@@ -265,7 +269,7 @@ class UploadDesk:
                 upload.spec = record.spec  # as of the generation that commits
             shares = refused is None or (refused.code is ErrorCode.UPLOAD_CLOSED and bool(upload.waiting))
             if shares:
-                upload.waiting.append(tell)
+                upload.waiting.append(tell if refused is None else tell_repeated)
         if refused is None:
             self._publish(upload, root, on_progress)
         elif not shares:

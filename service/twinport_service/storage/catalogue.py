@@ -18,6 +18,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 from twinport_protocol.names import parse_name
@@ -267,14 +268,14 @@ class Catalogue:
         # In this order: a transaction is readable before what it settles leaves this table.
         unsettled = self._unsettled.get(upload_id)
         if unsettled is not None:
-            return unsettled
+            return replace(unsettled, is_repeated=True)
         with self._read_lock:
             found = self._reader.execute(
                 "SELECT coalesce(name, path), size, mtime_ns, root, user FROM publications"
                 " WHERE upload = ? AND published_at >= ? AND id <= (SELECT id FROM settled)",
                 (upload_id, int(self._now()) - FINISHED_SECONDS),
             ).fetchone()
-        return None if found is None else Published(upload_id, parse_name(found[0]), *found[1:])
+        return None if found is None else Published(upload_id, parse_name(found[0]), *found[1:], is_repeated=True)
 
     def recorded(self, upload_ids: Collection[bytes]) -> set[bytes]:
         """Those uploads that have a row, whether or not it became a file."""

@@ -67,7 +67,8 @@ class UploadSpec:
 
 @dataclass(frozen=True)
 class Published:
-    """What stands under the name now, durably. ``user`` is whose upload it was."""
+    """What stands under the name now, durably. ``user`` is whose upload it was, ``is_repeated`` says that it
+    answers one more COMMIT of what was published before, or by another one."""
 
     upload_id: bytes
     name: RemoteName
@@ -75,6 +76,7 @@ class Published:
     mtime_ns: int
     root: bytes
     user: str
+    is_repeated: bool = field(default=False, compare=False)
 
 
 OnDone = Callable[[Published | Refusal], None]

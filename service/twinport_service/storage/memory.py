@@ -12,7 +12,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from twinport_protocol.errors import ErrorCode, Refusal
 from twinport_protocol.names import MAX_NAME_BYTES, RemoteName
@@ -180,7 +180,7 @@ class MemoryStorage:
             while self._finished and next(iter(self._finished.values()))[0] < self._now() - FINISHED_SECONDS:
                 self._finished.popitem(last=False)
             found = self._finished.get(upload_id)
-            return found[1] if found else None
+            return replace(found[1], is_repeated=True) if found else None
 
     def _outcome(self, decide: Callable[[], Published]) -> Published | Refusal:
         try:

@@ -123,10 +123,14 @@ def test_finished_upload_answers_again_what_it_published(storage: Storage) -> No
     storage.commit(spec, manifest, outcomes)
     first = outcomes.next()
     assert isinstance(first, Published)
+    assert not first.is_repeated
     assert storage.finished(spec.upload_id) == first
     put(storage, "once", b"something newer")
     storage.commit(spec, manifest, outcomes)
-    assert outcomes.next() == first
+    again = outcomes.next()
+    assert again == first
+    assert isinstance(again, Published)
+    assert again.is_repeated
     assert get(storage, "once")[1] == b"something newer"
 
 
