@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from twinport_protocol.names import RemoteName
 from twinport_protocol.segments import Layout
 from twinport_protocol.tickets import Ticket
 
@@ -46,6 +47,10 @@ class OpenReaders:
                 self.drop(oldest)
         return reader
 
+    def name_of(self, download: Download) -> RemoteName:
+        """See :attr:`Download.name`."""
+        return self._storage.name_of(download.token)
+
     def drop(self, download: Download) -> None:
         """Close its reader; harmless when it has none."""
         reader = self._open.pop(download, None)
@@ -62,8 +67,16 @@ class Download:
         self.sent_bytes = 0
         self.layout = Layout.of(ticket.size)
         self._readers = readers
+        self._name: RemoteName | None = None
         self._payloads = 0
         self._over = False
+
+    @property
+    def name(self) -> RemoteName:
+        """The name that the version was opened under. ``VersionGone``."""
+        if self._name is None:
+            self._name = self._readers.name_of(self)
+        return self._name
 
     @property
     def is_sending(self) -> bool:

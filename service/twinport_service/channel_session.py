@@ -129,8 +129,7 @@ class ChannelSession:
                 self._take(handle, chunk, first)
             if chunk.ends and header.flags & COMMIT and self._put_status == AckStatus.DUPLICATE:
                 # Sealed by a copy that came before; what is left to do is to publish it.
-                handle.commit(chunk.digest or b"", self._outcome_of(header, handle.spec.user))
-                self._put_status = -1
+                self._commit(handle, header, chunk.digest or b"")
         except Refusal as refusal:
             self._put_status = refusal.code.number
             self._whole = None
@@ -152,8 +151,7 @@ class ChannelSession:
             self._whole += chunk.data
             if chunk.ends:
                 data, self._whole = bytes(self._whole), None
-                handle.commit_whole(data, chunk.digest or b"", self._outcome_of(header, handle.spec.user))
-                self._put_status = -1
+                self._commit(handle, header, chunk.digest or b"", data)
             return
         if chunk.data:
             handle.write(header.segment, chunk.at, chunk.data)
@@ -161,8 +159,17 @@ class ChannelSession:
             status = handle.end_piece(header.segment, chunk.digest)
             self._put_status = int(status)
             if header.flags & COMMIT:
-                handle.commit(chunk.digest or b"", self._outcome_of(header, handle.spec.user))
-                self._put_status = -1
+                self._commit(handle, header, chunk.digest or b"")
+
+    def _commit(self, handle: UploadHandle, header: Header, digest: bytes, whole: bytes | None = None) -> None:
+        # An attachment lasts as long as its channel: what its user might do at its beginning says nothing of now.
+        require(self._decide, handle.spec.user, Act.WRITE, handle.spec.name)
+        on_done = self._outcome_of(header, handle.spec.user)
+        if whole is None:
+            handle.commit(digest, on_done)
+        else:
+            handle.commit_whole(whole, digest, on_done)
+        self._put_status = -1
 
     def _begin(self, handle: UploadHandle, header: Header) -> None:
         last = bool(header.flags & LAST)
@@ -254,12 +261,18 @@ class ChannelSession:
                 self._detach(get.attachment)
 
     def _readable(self, get: Header, offset: int) -> tuple[Download, int]:
-        download = self._attached.get(get.attachment)
-        if not isinstance(download, Download):
-            raise Refusal(self._refused.get(get.attachment, ErrorCode.NOT_ATTACHED))
+        download = self._download(get.attachment)
         if get.segment >= download.layout.count or get.offset + get.length > download.layout.length(get.segment):
             raise Refusal(ErrorCode.BAD_REQUEST, "beyond the segment")
         return download, download.layout.start(get.segment) + offset
+
+    def _download(self, attachment: int) -> Download:
+        """The attachment, if its user may read the file now."""
+        download = self._attached.get(attachment)
+        if not isinstance(download, Download):
+            raise Refusal(self._refused.get(attachment, ErrorCode.NOT_ATTACHED))
+        require(self._decide, download.user, Act.READ, download.name)
+        return download
 
     # attachments and requests ----------------------------------------------------------------------------------------
 
@@ -282,7 +295,7 @@ class ChannelSession:
             if ticket.action is Action.UPLOAD:
                 self._attached[attachment] = self._attach_upload(ticket)
             else:
-                # What may be read is decided when the ticket is given; here, whether its user still may do anything.
+                # What may be read is decided when it is asked for; here, whether its user still may do anything.
                 require(self._decide, ticket.user, Act.SEE, "")
                 self._attached[attachment] = Download(self._readers, ticket)
             self._refused.pop(attachment, None)
@@ -315,10 +328,7 @@ class ChannelSession:
             self.outgoing.append(self._wire.answer(header, kind, b"", refusal.code.number))
 
     def _manifest(self, attachment: int) -> bytes:
-        download = self._attached.get(attachment)
-        if not isinstance(download, Download):
-            raise Refusal(self._refused.get(attachment, ErrorCode.NOT_ATTACHED))
-        return self._desk.storage.manifest(download.token).digests
+        return self._desk.storage.manifest(self._download(attachment).token).digests
 
     def _have(self, attachment: int) -> bytes:
         handle = self._attached.get(attachment)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 from twinport_protocol.auth import login_message
 from twinport_protocol.errors import ErrorCode, Refusal
-from twinport_protocol.frames import AckStatus
+from twinport_protocol.frames import AckStatus, FrameType
 from twinport_protocol.messages import WORDS, Command, Reply, ReplyKind, Verb
 from twinport_protocol.tickets import encode_ticket
 from twinport_service.accounts.authenticator import LoggedIn
@@ -18,9 +18,10 @@ from twinport_service.accounts.database import AccountDatabase
 from twinport_service.accounts.grants import parse_grant
 from twinport_service.accounts.tokens import make_token
 from twinport_service.login_gate import MAX_TRIES, LoginGate, is_loopback
+from twinport_service.storage.contract import SMALL_BYTES
 
 from tests.service.accounts.conftest import NONCE, PASSWORD, SshKey, StartWithAccounts
-from tests.service.raw_client import ClosedError, RawChannel, RawControl, opened
+from tests.service.raw_client import ClosedError, RawChannel, RawControl, RefusedError, opened
 from tests.service.running_server import RunningServer
 
 Add = Callable[..., None]
@@ -443,6 +444,34 @@ def test_a_ticket_is_worth_nothing_once_its_user_may_not_any_more(
             await_true(lambda: control.refused(Verb.LIST) is None)
             channel.attach(version.ticket, 9)
             assert channel.get_all(9, 0, 0, 1) == b"x"
+
+
+def test_an_attached_channel_does_no_more_than_its_user_may_now(
+    start_with_accounts: StartWithAccounts, add: Add, database: AccountDatabase, upload_id: MakeId
+) -> None:
+    add("alice", home=None, grants=(parse_grant("shared/**", ["list", "read", "write"]),))
+    server = start_with_accounts()
+    with RawControl(server.control_address) as control, RawChannel(server.data_address) as channel:
+        log_in(control)
+        assert put(server, control, "shared/x", upload_id()) is None
+        channel.attach(control.upload("shared/whole", 1, upload_id()).ticket, 1)
+        large = control.upload("shared/large", SMALL_BYTES + 1, upload_id())
+        channel.attach(large.ticket, 2)
+        channel.attach(control.download("shared/x").ticket, 3)
+        assert channel.get_all(3, 0, 0, 1) == b"x"
+        database.put_grant("alice", parse_grant("shared/**", ["list"]))
+        await_true(lambda: control.refused(Verb.MKDIR, "shared/y") is ErrorCode.DENIED)
+        for number, data in ((1, b"y"), (2, bytes(SMALL_BYTES + 1))):
+            assert channel.put_segment(number, 0, data, commit=True) is ErrorCode.DENIED
+        with pytest.raises(RefusedError) as refused:
+            channel.get_all(3, 0, 0, 1)
+        assert refused.value.code is ErrorCode.DENIED
+        channel.frame(FrameType.MANIFEST, 3)
+        assert channel.answer().code is ErrorCode.DENIED
+        assert control.names("shared") == ["shared/x"]
+        database.put_grant("alice", parse_grant("shared/**", ["list", "write"]))
+        await_true(lambda: control.refused(Verb.MKDIR, "shared/y") is None)
+        assert channel.put_segment(2, 0, bytes(SMALL_BYTES + 1), commit=True) is AckStatus.COMMITTED
 
 
 def test_the_first_account_closes_a_server_that_runs(
