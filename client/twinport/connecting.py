@@ -35,10 +35,11 @@ def connect(  # noqa: PLR0913  # keywords that most callers leave out
     """Connect to a server; use the client as a context manager, or close it.
 
     TLS is used to every host but this machine, and there for a login, when ``tls`` says so, or when the server is known
-    for it; ``tls=False`` goes without there, a login too. Its certificate must be ``fingerprint`` (64 hexadecimal digits), one that ``twinport`` has accepted before, or one that
-    the system's authorities, or those in ``ca_file``, vouch for. ``plaintext`` goes without, anywhere. Nobody is asked
-    anything. To log in, give ``user`` with ``key`` (a file; also a public key, whose other half the SSH agent holds) or
-    ``password``, or ``token`` alone; with ``user`` alone the agent's keys and the usual key files are tried.
+    for it; ``tls=False`` goes without there, for a login too. Its certificate must be ``fingerprint`` (64 hexadecimal
+    digits), one that ``twinport`` has accepted before, or one that the system's authorities, or those in ``ca_file``,
+    vouch for. ``plaintext`` goes without, anywhere. Nobody is asked anything. To log in, give ``user`` with ``key`` (a
+    file; also a public key, whose other half the SSH agent holds) or ``password``, or ``token``, which must be that of
+    ``user`` if one is named; with ``user`` alone the agent's keys and the usual key files are tried.
 
     ``channels`` bounds the data connections of a transfer; ``patience_seconds`` how long one goes on trying while
     nothing moves; ``silent_seconds`` how long a data connection may owe an answer. ``NetworkError``, ``BusyError``,

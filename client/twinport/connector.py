@@ -42,13 +42,15 @@ class TlsMode(enum.Enum):
 @dataclass(frozen=True)
 class Security:
     """How a client protects its connections; see :class:`twinport.trust.Trust`. ``known`` None stands for the user's
-    own store. ``expects_tls`` says that this server was met under TLS before."""
+    own store. ``expects_tls`` says that this server was met under TLS before, ``expects_authority`` that an authority
+    vouched for it then."""
 
     tls: TlsMode = TlsMode.AUTO
     fingerprint: bytes | None = None
     profile_fingerprint: bytes | None = None
     ca_file: str | None = None
     expects_tls: bool = False
+    expects_authority: bool = False
     known: KnownServers | None = None
     confirm: Callable[[str], bool] | None = None
     note: Callable[[str], None] = lambda text: None
@@ -119,7 +121,8 @@ class Connector:
             return True
         if wants or self._wants_tls or security.expects_tls or security.profile_fingerprint is not None:
             return True
-        self._wants_tls = self._known().find(self.address) is not None
+        known = self._known()
+        self._wants_tls = known.find(self.address) is not None or known.is_vouched_for(self.address)
         return self._wants_tls
 
     def _known(self) -> KnownServers:
@@ -170,6 +173,7 @@ class Connector:
                 fingerprint=security.fingerprint,
                 profile_fingerprint=security.profile_fingerprint,
                 ca_file=security.ca_file,
+                expects_authority=security.expects_authority,
                 confirm=security.confirm,
                 note=security.note,
             )

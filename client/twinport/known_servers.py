@@ -2,6 +2,9 @@
 
     {"version": 1, "servers": {"files.example.org:5001": {"fingerprint": "3f9a…", "next": "81c0…", "former": ["…"]}}}
 
+    {"servers": {"open.example.org:5001": {"by-authority": true}}}
+
+``by-authority``: an authority vouched for whatever certificate it had, so one without an authority is no first meeting.
 ``next`` is what the server announced, over a verified connection, as its next certificate; ``former`` what was replaced
 in that way, so that a profile that still names one of them is understood.
 """
@@ -19,6 +22,7 @@ from .fingerprints import parse_fingerprint
 
 FILE_NAME = "known_servers.json"
 MAX_FORMER = 8
+_VOUCHED_FOR = {"by-authority": True}
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,22 @@ class KnownServers:
     def find(self, address: Address) -> KnownServer | None:
         """The entry of an address. ``UsageError`` for one that is damaged: it must not count as none."""
         return self._parse(address, _servers(self._file.read(), self.path).get(_key(address)))
+
+    def is_vouched_for(self, address: Address) -> bool:
+        """Whether this server was met with a certificate that an authority vouched for."""
+        return _servers(self._file.read(), self.path).get(_key(address)) == _VOUCHED_FOR
+
+    def vouch_for(self, address: Address) -> None:
+        """Remember that an authority did; nothing if a certificate is known, which says more."""
+        if self.is_vouched_for(address) or self.find(address) is not None:
+            return
+
+        def edit(content: dict[str, Any]) -> None:
+            if _servers(content, self.path).get(_key(address)) is None:
+                content.setdefault("version", 1)
+                content.setdefault("servers", {})[_key(address)] = dict(_VOUCHED_FOR)
+
+        self._file.change(edit)
 
     def add(self, address: Address, fingerprint: bytes) -> None:
         """A new entry; nothing if it is there already. ``ConflictError`` if another one is."""
@@ -93,7 +113,7 @@ class KnownServers:
         self._file.change(edit)
 
     def _parse(self, address: Address, entry: Any) -> KnownServer | None:
-        if entry is None:
+        if entry is None or entry == _VOUCHED_FOR:
             return None
         try:
             following = entry.get("next")

@@ -2,7 +2,8 @@
 
     a fingerprint was given       that certificate and no other
     one is known                  that one, or the next one that this server announced over a verified connection
-    neither                       an authority vouches for it (the system's, or --ca-file); else the user is asked once,
+    an authority vouched before   it must again
+    none of these                 an authority vouches for it (the system's, or --ca-file); else the user is asked once,
                                   where there is a terminal; else the refusal says how to go on
 
 There is no way to go on without one of them.
@@ -32,7 +33,8 @@ class Trust:
     """What this client believes of the server at ``address``.
 
     ``fingerprint`` is final; ``profile_fingerprint`` gives way to a later one that was adopted from the same server.
-    ``confirm`` asks the user, None where nobody can be asked; ``note`` tells something.
+    ``expects_authority`` says that an authority vouched for the server before. ``confirm`` asks the user, None where
+    nobody can be asked; ``note`` tells something.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Trust:
         fingerprint: bytes | None = None,
         profile_fingerprint: bytes | None = None,
         ca_file: str | None = None,
+        expects_authority: bool = False,
         confirm: Confirm | None = None,
         note: Callable[[str], None] = lambda text: None,
     ) -> None:
@@ -51,6 +54,7 @@ class Trust:
         self._fingerprint = fingerprint
         self._profile_fingerprint = profile_fingerprint
         self._ca_file = ca_file
+        self._expects_authority = expects_authority
         self._confirm = confirm
         self._note = note
         self._by_authority = False
@@ -72,6 +76,7 @@ class Trust:
                 self._meet(error, connect, seconds)
                 continue
             self._by_authority = True
+            self._remember(lambda: self._known.vouch_for(self._address))
             return tls, certificate_of(tls)
         raise TrustError(f"the certificate of {self._address} changes with every connection", "CertificateChanged")
 
@@ -125,6 +130,14 @@ class Trust:
                 f"the certificate of {self._address} is refused: {reason}; its fingerprint is {actual.hex()}. If that "
                 f"is what `twinportd cert show` prints on the server, trust it: {_command(self._address, actual)}",
                 "CertificateInvalid",
+            )
+        if self._expects_authority or self._known.is_vouched_for(self._address):
+            raise TrustError(
+                f"THE CERTIFICATE OF {self._address} IS NOT THE EXPECTED ONE, somebody may be in between; nothing was "
+                f"sent. An authority vouched for it before, none does for {actual.hex()}; if that authority is your "
+                "own, name it with --ca-file; if the server was set up anew, ask whoever runs it for what `twinportd "
+                f"cert show` prints, and if that is this one, trust it: {_command(self._address, actual)}",
+                "CertificateChanged",
             )
         if self._confirm is None:
             raise TrustError(

@@ -94,6 +94,39 @@ def test_an_authority_may_vouch_for_the_server(server: SecureServer, tmp_path: P
     assert KnownServers().find(Address("127.0.0.1", server.port)) is None
 
 
+def test_where_an_authority_vouched_nobody_is_asked_about_a_certificate_without_one(
+    server: SecureServer, other: Certificate, tmp_path: Path
+) -> None:
+    authority = Authority()
+    ca_file = authority.write(tmp_path / "ca.pem")
+    address = Address("127.0.0.1", server.port)
+    server.certificate = server.channel_certificate = authority.issue(tmp_path / "issued.pem")
+    connect(server, ca_file=ca_file).close()
+    server.certificate = server.channel_certificate = authority.issue(tmp_path / "renewed.pem")
+    connect(server, ca_file=ca_file).close()
+    before = server.application_bytes
+
+    def confirm(question: str) -> bool:
+        pytest.fail("asked")
+
+    server.certificate = server.channel_certificate = other
+    unmet = KnownServers(tmp_path / "unmet.json")
+    # Remembered by itself, TLS being the way there from now on; and by a profile alone.
+    for security in (
+        Security(confirm=confirm),
+        Security(TlsMode.ALWAYS, known=unmet, expects_authority=True, confirm=confirm),
+    ):
+        with pytest.raises(TrustError, match=f"none does for {other.fingerprint.hex()}") as caught:
+            Client(address, security=security)
+        assert caught.value.code == "CertificateChanged"
+    assert server.application_bytes == before
+    # The way out that it names.
+    KnownServers().replace(address, other.fingerprint)
+    connect(server).close()
+    KnownServers().vouch_for(address)
+    assert KnownServers().find(address) == KnownServer(other.fingerprint)
+
+
 @pytest.mark.parametrize(
     ("hosts", "days", "reason"),
     [(("192.0.2.1",), 2, "IP address mismatch"), (("127.0.0.1",), -1, "certificate has expired")],

@@ -96,6 +96,7 @@ def _security(settings: Settings, profile: Profile | None) -> Security:
         profile_fingerprint=profile.fingerprint if profile else None,
         ca_file=ca_file,
         expects_tls=profile is not None and profile.tls,
+        expects_authority=profile is not None and profile.tls and profile.fingerprint is None,
         confirm=confirm if is_interactive() else None,
         note=(lambda text: None) if settings.quiet else note,
     )
