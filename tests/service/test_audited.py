@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from tests.service.raw_client import RawChannel, RawControl, send_file
 from tests.service.running_server import RunningServer
 
 MakeId = Callable[[], bytes]
-Rows = Callable[[], list[dict[str, Any]]]
+Rows = Callable[[], list[Mapping[str, Any]]]
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def server(start_server: StartServer, make_foundation: MakeFoundation, audit: Au
 def rows(audit: AuditLog, shm_path: Path) -> Rows:
     """What is written by now, but for what the server says of itself."""
 
-    def read() -> list[dict[str, Any]]:
+    def read() -> list[Mapping[str, Any]]:
         assert audit.flush()
         ours = ("start", "stop", "exposure")
         return [row for row in AuditReader(shm_path / "audit").rows() if row["event"] not in ours]

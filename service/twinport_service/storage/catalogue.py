@@ -275,7 +275,10 @@ class Catalogue:
                 " WHERE upload = ? AND published_at >= ? AND id <= (SELECT id FROM settled)",
                 (upload_id, int(self._now()) - FINISHED_SECONDS),
             ).fetchone()
-        return None if found is None else Published(upload_id, parse_name(found[0]), *found[1:], is_repeated=True)
+        if found is None:
+            return None
+        path, size, mtime_ns, root, user = found
+        return Published(upload_id, parse_name(path), size, mtime_ns, root, user, is_repeated=True)
 
     def recorded(self, upload_ids: Collection[bytes]) -> set[bytes]:
         """Those uploads that have a row, whether or not it became a file."""
