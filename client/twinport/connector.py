@@ -174,6 +174,7 @@ class Connector:
                 profile_fingerprint=security.profile_fingerprint,
                 ca_file=security.ca_file,
                 expects_authority=security.expects_authority,
+                user=self._login.user,
                 confirm=security.confirm,
                 note=security.note,
             )

@@ -5,7 +5,8 @@
     keys                     those of the SSH agent, then ~/.ssh/id_ed25519, id_ecdsa, id_rsa
     a password               TWINPORT_PASSWORD_FILE, the system's keyring, or asked for on the terminal
 
-Nothing is read or asked for before it is its turn.
+Nothing is read or asked for before it is its turn. Where ``TWINPORT_HOST`` or ``TWINPORT_USER`` is set too, the token
+and the password file of the environment are for that server and that user alone; else for whoever is named.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def make_login(credentials: Credentials) -> Login:
     is_named = any(value is not None for value in named)
     return Login(
         lambda: _proofs(credentials),
-        user=user if credentials.token is None else None,
+        user=user,
         is_wanted=credentials.is_wanted or is_named,
         is_named=is_named,
     )
@@ -69,7 +70,7 @@ def make_login(credentials: Credentials) -> Login:
 
 def _proofs(credentials: Credentials) -> Iterator[Proof]:
     if credentials.token is not None:
-        yield TokenProof(credentials.token)
+        yield TokenProof(credentials.token, user=credentials.user)
         return
     user = credentials.user or _system_user()
     if credentials.key is not None:
@@ -80,7 +81,7 @@ def _proofs(credentials: Credentials) -> Iterator[Proof]:
         return
     token = credentials.stored_token() if credentials.stored_token else None
     if token:
-        yield TokenProof(token, "the stored token")
+        yield TokenProof(token, "the stored token", credentials.user)
     yield from itertools.islice(_found_keys(user, credentials.ask_secret), MAX_KEYS)
     yield from _passwords(user, credentials)
 

@@ -68,15 +68,17 @@ class PasswordProof:
 
 
 class TokenProof:
-    """A token, which says who its user is."""
+    """A token, which says who its user is; ``user`` has the server compare, None takes whoever it is."""
 
-    def __init__(self, token: str, label: str = "the token") -> None:
+    def __init__(self, token: str, label: str = "the token", user: str | None = None) -> None:
         self.label = label
         self.token = token
+        self._user = user
 
     def words(self, situation: Situation) -> tuple[str, dict[str, str]]:
         """Method and options of LOGIN."""
-        return "token", {"token": self.token}
+        named = {} if self._user is None else {"user": self._user}
+        return "token", {**named, "token": self.token}
 
 
 class KeyProof:

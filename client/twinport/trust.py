@@ -33,8 +33,8 @@ class Trust:
     """What this client believes of the server at ``address``.
 
     ``fingerprint`` is final; ``profile_fingerprint`` gives way to a later one that was adopted from the same server.
-    ``expects_authority`` says that an authority vouched for the server before. ``confirm`` asks the user, None where
-    nobody can be asked; ``note`` tells something.
+    ``expects_authority`` says that an authority vouched for the server before. ``user`` is who wants to log in, for
+    advice. ``confirm`` asks the user, None where nobody can be asked; ``note`` tells something.
     """
 
     def __init__(
@@ -46,6 +46,7 @@ class Trust:
         profile_fingerprint: bytes | None = None,
         ca_file: str | None = None,
         expects_authority: bool = False,
+        user: str | None = None,
         confirm: Confirm | None = None,
         note: Callable[[str], None] = lambda text: None,
     ) -> None:
@@ -55,6 +56,7 @@ class Trust:
         self._profile_fingerprint = profile_fingerprint
         self._ca_file = ca_file
         self._expects_authority = expects_authority
+        self._user = user
         self._confirm = confirm
         self._note = note
         self._by_authority = False
@@ -128,7 +130,7 @@ class Trust:
             reason = (error.verify_message or "it does not verify").rstrip(".")
             raise TrustError(
                 f"the certificate of {self._address} is refused: {reason}; its fingerprint is {actual.hex()}. If that "
-                f"is what `twinportd cert show` prints on the server, trust it: {_command(self._address, actual)}",
+                f"is what `twinportd cert show` prints on the server, trust it: {self._command(actual)}",
                 "CertificateInvalid",
             )
         if self._expects_authority or self._known.is_vouched_for(self._address):
@@ -136,14 +138,14 @@ class Trust:
                 f"THE CERTIFICATE OF {self._address} IS NOT THE EXPECTED ONE, somebody may be in between; nothing was "
                 f"sent. An authority vouched for it before, none does for {actual.hex()}; if that authority is your "
                 "own, name it with --ca-file; if the server was set up anew, ask whoever runs it for what `twinportd "
-                f"cert show` prints, and if that is this one, trust it: {_command(self._address, actual)}",
+                f"cert show` prints, and if that is this one, trust it: {self._command(actual)}",
                 "CertificateChanged",
             )
         if self._confirm is None:
             raise TrustError(
                 f"the server {self._address} is unknown, no authority vouches for it; its fingerprint is {actual.hex()}"
                 ". Compare it with what `twinportd cert show` prints on the server, then trust it: "
-                f"{_command(self._address, actual)}",
+                f"{self._command(actual)}",
                 "UnknownServer",
             )
         question = (
@@ -161,7 +163,7 @@ class Trust:
         else:
             advice = (
                 "if the server was set up anew, ask whoever runs it for what `twinportd cert show` prints, and if that "
-                f"is the new one, trust it: {_command(self._address, actual)}"
+                f"is the new one, trust it: {self._command(actual)}"
             )
         return TrustError(
             f"THE CERTIFICATE OF {self._address} IS NOT THE EXPECTED ONE, somebody may be in between; nothing was sent"
@@ -169,6 +171,6 @@ class Trust:
             "CertificateChanged",
         )
 
-
-def _command(address: Address, fingerprint: bytes) -> str:
-    return f"twinport login {address} --fingerprint {fingerprint.hex()}"
+    def _command(self, fingerprint: bytes) -> str:
+        who = f"{self._user}@" if self._user else ""
+        return f"twinport login {who}{self._address} --fingerprint {fingerprint.hex()}"

@@ -12,7 +12,7 @@ from twinport.cli.destination import find_destination
 from twinport.connector import TlsMode
 from twinport.errors import NotFoundError, UsageError
 from twinport.known_servers import KnownServers
-from twinport.login import TokenProof
+from twinport.login import Situation, TokenProof
 from twinport.profiles import Profile, Profiles
 from twinport.secrets_store import find_token, keep_token
 
@@ -102,6 +102,41 @@ def test_flags_win_over_the_environment_and_that_over_profiles(
     assert find_destination(Settings(key="/k")).credentials.token is None  # a key was named, which is more than found
     monkeypatch.delenv("TWINPORT_KEY")
     assert find_destination(Settings()).credentials.token == "tp_env"
+
+
+def test_the_secrets_of_the_environment_are_for_the_server_and_the_user_that_it_names(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TWINPORT_PASSWORD_FILE", "/secret")
+    assert find_destination(Settings(host="eve@elsewhere.example.org")).credentials.password_file == "/secret"
+    monkeypatch.setenv("TWINPORT_HOST", "bob@files.example.org")
+    assert find_destination(Settings()).credentials.password_file == "/secret"
+    assert find_destination(Settings(host="bob@files.example.org:5001")).credentials.password_file == "/secret"
+    monkeypatch.setenv("TWINPORT_TOKEN", "tp_env")
+    assert find_destination(Settings()).credentials.token == "tp_env"
+    for settings in (
+        Settings(host="bob@elsewhere.example.org"),
+        Settings(host="bob@files.example.org:6001"),
+        Settings(host="eve@files.example.org"),
+        Settings(user="eve"),
+    ):
+        credentials = find_destination(settings).credentials
+        assert (credentials.password_file, credentials.token) == (None, None)
+
+
+def test_a_token_is_sent_with_the_user_that_was_named_and_no_other(
+    profiles: Profiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = find_destination(Settings(host="eve@files.example.org"), token="tp_bob", is_login=True)
+    assert named.credentials.user == "eve"
+    # Not with that of a profile: the token says itself whose it is.
+    unnamed = find_destination(Settings(host="files.example.org"), token="tp_bob", is_login=True)
+    assert (unnamed.profile is not None, unnamed.credentials.user) == (True, None)
+    monkeypatch.setenv("TWINPORT_TOKEN", "tp_env")
+    assert find_destination(Settings(profile="files")).credentials.user is None
+    situation = Situation("", "", None)
+    assert TokenProof("tp_x", user="eve").words(situation) == ("token", {"user": "eve", "token": "tp_x"})
+    assert TokenProof("tp_x").words(situation) == ("token", {"token": "tp_x"})
 
 
 @pytest.mark.parametrize(

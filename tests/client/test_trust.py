@@ -81,6 +81,8 @@ def test_an_unknown_server_is_refused_with_the_command_that_trusts_it(server: Se
     expected = f"twinport login 127.0.0.1:{server.port} --fingerprint {server.certificate.fingerprint.hex()}"
     assert caught.value.message.endswith(expected)
     assert caught.value.code == "UnknownServer"
+    with pytest.raises(TrustError, match=f"twinport login alice@127.0.0.1:{server.port} --fingerprint "):
+        connect(server, user="alice", password="x")
     assert server.application_bytes == 0
 
 

@@ -210,7 +210,9 @@ def test_a_token_logs_a_machine_in_until_it_is_revoked(place: Place) -> None:
     token = place.manage("user", "token", "add", "ci", "--label", "backup").strip()
     place.daemon.start()
     fingerprint = place.fingerprint()
-    place.succeed("login", place.daemon.host, "--token-stdin", "--fingerprint", fingerprint, given=token)
+    words = ["--token-stdin", "--fingerprint", fingerprint]
+    assert place.run("login", f"eve@{place.daemon.host}", *words, given=token).returncode == 4  # it is not hers
+    place.succeed("login", place.daemon.host, *words, given=token)
     assert json.loads(place.succeed("whoami", "--json"))["user"] == "ci"
     files = {path.name: path for path in (place.home / ".config/twinport").iterdir()}
     assert token not in files["profiles.json"].read_text()

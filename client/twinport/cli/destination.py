@@ -4,7 +4,7 @@ default."""
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from twinport.addresses import Address, parse_address
@@ -55,10 +55,16 @@ def find_destination(
     if profile is None:
         profile = _profiles().find(address, user)
     own = profile if profile is not None and user in (None, profile.user) and not is_login else None
+    credentials = _credentials(
+        settings, own, user or (profile.user if profile else None), token, password, is_login, _is_meant(address, user)
+    )
+    if credentials.token is not None:
+        # Whose it is, it says itself; only somebody who was named in so many words is compared with that.
+        credentials = replace(credentials, user=user)
     return Destination(
         address,
         _security(settings, None if is_login and settings.fingerprint else profile),
-        _credentials(settings, own, user or (profile.user if profile else None), token, password, is_login),
+        credentials,
         profile,
     )
 
@@ -78,6 +84,13 @@ def _profile_and_host(settings: Settings, is_login: bool) -> tuple[Profile | Non
         text = f"the profile {name} is for {profile.address}; leave out --host, or --profile"
         raise UsageError(text)
     return profile, settings.host
+
+
+def _is_meant(address: Address, user: str | None) -> bool:
+    """Whether the secrets of the environment are for this server and user: not if it names another one itself."""
+    host_user, host = split_user(os.environ.get("TWINPORT_HOST", ""))
+    named = os.environ.get("TWINPORT_USER") or host_user
+    return (not host or parse_address(host) == address) and named in (None, user)
 
 
 def _profiles() -> Profiles:
@@ -122,10 +135,11 @@ def _credentials(
     token: str | None,
     password: str | None,
     is_login: bool,
+    is_meant: bool,
 ) -> Credentials:
     is_plain = token is None and password is None
     key = settings.key or (os.environ.get("TWINPORT_KEY") or None if is_plain else None)
-    if key is None and is_plain:
+    if key is None and is_plain and is_meant:
         token = os.environ.get("TWINPORT_TOKEN") or None
     if key is None and token is None and is_plain and profile is not None:
         key = profile.key
@@ -134,7 +148,7 @@ def _credentials(
         key=key,
         password=password,
         token=token,
-        password_file=os.environ.get("TWINPORT_PASSWORD_FILE") or None,
+        password_file=(os.environ.get("TWINPORT_PASSWORD_FILE") or None) if is_meant else None,
         stored_token=_token_of(profile),
         stored_password=_password_of(profile),
         ask_secret=ask_secret if is_interactive() else None,
