@@ -132,6 +132,7 @@ class Handlers:
         name = parse_name(command.words[0])
         options, marks = command.options, self._marks(command)
         require(self._decide, caller.user, Act.WRITE, name)
+        match = self._match(caller, command, name)
         return UploadSpec(
             upload_id=parse_hex(options.get("upload"), UPLOAD_ID_BYTES),
             user=caller.user,
@@ -140,11 +141,15 @@ class Handlers:
             mtime_ns=marks.mtime_ns,
             executable=marks.executable,
             root=parse_hex(options["root"], DIGEST_BYTES) if "root" in options else None,
-            precondition=Precondition(
-                if_absent=options.get("if-absent") == "1",
-                if_match=parse_hex(options["if-match"], DIGEST_BYTES) if "if-match" in options else None,
-            ),
+            precondition=Precondition(if_absent=options.get("if-absent") == "1", if_match=match),
         )
+
+    def _match(self, caller: Caller, command: Command, name: RemoteName) -> bytes | None:
+        """The root that the file must have. Who may not read it is not told whether it is one that he knows."""
+        if "if-match" not in command.options:
+            return None
+        require(self._decide, caller.user, Act.READ, name)
+        return parse_hex(command.options["if-match"], DIGEST_BYTES)
 
     @staticmethod
     def _marks(command: Command) -> FileMarks:
@@ -307,9 +312,8 @@ class Handlers:
         return [Reply(command.id, ReplyKind.OK, options=describe_entry(entry))]
 
     def _delete(self, caller: Caller, command: Command) -> Sequence[Reply]:
-        match = command.options.get("if-match")
         name = self._name(caller, command, 0, Act.DELETE)
-        self._storage.delete(name, None if match is None else parse_hex(match, DIGEST_BYTES))
+        self._storage.delete(name, self._match(caller, command, name))
         get_log().info(f"[DELETE] {name}", peer=caller.peer)
         self._note(AuditEvent.DELETE, caller, name)
         return [Reply(command.id, ReplyKind.DONE)]
