@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import errno
 import os
+import socket
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
@@ -111,12 +113,21 @@ def serve(config: Path | None, **flags: Any) -> None:
         sys.exit(EXIT_FAILED)
     except OSError as error:
         ports = f"{settings.control_port} and {settings.data_port} on {settings.host}"
-        click.echo(
-            f"twinportd: cannot listen on ports {ports}: {error.strerror}. "
-            "Stop the program that has them, or choose others with --control-port and --data-port.",
-            err=True,
-        )
+        reason = error.strerror or type(error).__name__
+        click.echo(f"twinportd: cannot listen on ports {ports}: {reason}. {_listen_advice(error)}", err=True)
         sys.exit(EXIT_FAILED)
+
+
+def _listen_advice(error: OSError) -> str:
+    if isinstance(error, socket.gaierror):
+        return "Give --host an address of this machine; this name leads to none."
+    if error.errno == errno.EADDRNOTAVAIL:
+        return "Give --host an address of this machine (`ip address` lists them), or 0.0.0.0 for all."
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return "Choose ports from 1024 up with --control-port and --data-port."
+    if error.errno == errno.EADDRINUSE:
+        return "Stop the program that has them, or choose others with --control-port and --data-port."
+    return "Check --host, --control-port and --data-port."
 
 
 async def _serve(settings: Settings) -> None:

@@ -24,6 +24,7 @@ from .accounts.command_line import (
     read_word,
     require_account,
     root_option,
+    warn_of_unused_root,
 )
 from .accounts.grants import ADMIN_GRANT, Grant, GrantError, parse_acts, parse_home, parse_pattern
 from .accounts.records import Account
@@ -122,6 +123,7 @@ def add(
         )
         database.add(account)
         click.echo(f"added {name}: {_summary(account)}")
+    warn_of_unused_root(root)
 
 
 @user.command()

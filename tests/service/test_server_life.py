@@ -231,12 +231,24 @@ def test_a_port_that_is_taken(root: Path, flag: str) -> None:
         flags = [word for pair in ports.items() for word in pair]
         failed = run_daemon("serve", "--root", str(root), *flags)
     assert failed.returncode == 1
-    assert "Address already in use" in failed.stderr
+    assert "Address already in use. Stop the program that has them" in failed.stderr
     assert "--data-port" in failed.stderr
     assert "Traceback" not in failed.stderr
     # It left the root as if it had never been there: the next one takes it.
     with running_daemon(root) as daemon:
         assert daemon.stop() == 0
+
+
+@pytest.mark.parametrize(("host", "what"), [("192.0.2.1", "Cannot assign"), ("no such host", "leads to none")])
+def test_an_address_that_is_not_there(root: Path, host: str, what: str) -> None:
+    assert run_daemon("user", "add", "alice", "--no-password", "--root", str(root)).returncode == 0
+    ports = ["--control-port", "0", "--data-port", "0"]
+    failed = run_daemon("serve", "--root", str(root), "--host", host, *ports)
+    assert failed.returncode == 1
+    assert what in failed.stderr
+    assert "Give --host an address of this machine" in failed.stderr
+    assert "Stop the program" not in failed.stderr
+    assert "Traceback" not in failed.stderr
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "::", "example.org", ""])  # noqa: S104 (to be refused)

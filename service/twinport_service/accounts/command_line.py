@@ -27,6 +27,8 @@ from .words import WordError
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 _MAX_KEY_FILE_BYTES = 256 * 1024
+_MAX_PASSWORD_TEXT = 64 * 1024
+_IDENTITY_NAME = "identity.json"  # made by the first server, never by these commands
 _F = TypeVar("_F", bound=Callable[..., Any])
 _T = TypeVar("_T")
 
@@ -106,6 +108,15 @@ def open_accounts(root: Path, *, make: bool = False) -> Iterator[AccountDatabase
         fail(f"cannot use {root}: {error.strerror}. Choose another --root or mend its rights.")
 
 
+def warn_of_unused_root(root: Path) -> None:
+    """Say on stderr where an account went if no server has been there: perhaps another root was meant."""
+    if not (root / RESERVED / _IDENTITY_NAME).exists():
+        click.echo(
+            f"twinportd: no server has used {root.absolute()} yet. The account counts where that is the --root.",
+            err=True,
+        )
+
+
 def require_account(database: AccountDatabase, name: str) -> Account:
     """An account that must be there. ``AccountError``."""
     account = database.load().accounts.get(name)
@@ -118,9 +129,13 @@ def read_password(name: str, *, from_stdin: bool) -> str:
     """The hash of a new password: one line of stdin, or asked for twice on a terminal. Ends the command otherwise."""
     if from_stdin:
         try:
-            password = sys.stdin.readline().rstrip("\r\n")
+            text = sys.stdin.readline() if sys.stdin.isatty() else sys.stdin.read(_MAX_PASSWORD_TEXT)
         except UnicodeDecodeError:
             fail("the password on stdin is not valid UTF-8", EXIT_USAGE)
+        password, _, rest = text.partition("\n")
+        password = password.rstrip("\r")
+        if rest.strip():
+            fail("stdin holds more than one line; give the password alone, as one line.", EXIT_USAGE)
     elif sys.stdin.isatty():
         password = click.prompt(f"New password for {name}", hide_input=True, confirmation_prompt=True, err=True)
     else:

@@ -18,9 +18,11 @@ from twinport_service.accounts.passwords import make_hasher
 from twinport_service.accounts.records import Account
 from twinport_service.accounts.words import format_bytes, parse_bytes, parse_count, parse_expiry
 from twinport_service.cli_user import user
+from twinport_service.foundation import open_foundation
 from twinport_service.quota import UNLIMITED, Quota
 
 from tests.service.accounts.conftest import PASSWORD, SshKey
+from tests.service.conftest import settings_for
 
 MakeKey = Callable[[str], SshKey]
 
@@ -106,12 +108,22 @@ def test_anonymous_and_machines_need_no_password(run: Command) -> None:
     assert run.accounts["anonymous"].password_hash is run.accounts["ci"].password_hash is None
 
 
+def test_an_account_where_no_server_has_been_says_where_it_is(run: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    run.root.parent.mkdir(exist_ok=True)
+    monkeypatch.chdir(run.root.parent)
+    run.root = Path("elsewhere")
+    assert f"no server has used {run.root.absolute()} yet" in run.ok("add", "alice", "--no-password")
+    open_foundation(settings_for(run.root)).close()
+    assert "no server" not in run.ok("add", "bob", "--no-password")
+
+
 @pytest.mark.parametrize(
     ("words", "stdin", "why"),
     [
         (("add", "alice"), "", "--password-stdin"),
         (("add", "alice", "--password-stdin"), "short\n", "fewer than 8"),
         (("add", "alice", "--password-stdin"), "", "fewer than 8"),
+        (("add", "alice", "--password-stdin"), f"{PASSWORD}\nmore\n", "more than one line"),
         (("add", "a b", "--no-password"), None, "no user name"),
         (("add", "../x", "--no-password"), None, "no user name"),
         (("add", "-x", "--no-password"), None, "option"),
