@@ -32,6 +32,7 @@ _NOT_TLS = frozenset(
     }
 )
 _OLD_TLS = frozenset({"UNSUPPORTED_PROTOCOL", "TLSV1_ALERT_PROTOCOL_VERSION", "SSLV3_ALERT_HANDSHAKE_FAILURE"})
+_BUSY = frozenset({"TLSV1_ALERT_INTERNAL_ERROR"})
 _OTHER_ALPN = frozenset({"TLSV1_ALERT_NO_APPLICATION_PROTOCOL"})
 
 
@@ -126,6 +127,8 @@ def _explained(error: Exception, address: Address, alpn: str) -> NetworkError:
     if reason in _OLD_TLS:
         text = f"{address} offers no TLS 1.3, and nothing older is used; is a twinportd listening there?"
         return NetworkError(text, "TlsVersion")
+    if reason in _BUSY:
+        return NetworkError(f"{address} has too many connections to take up now; try again later", "Busy")
     if isinstance(error, TimeoutError):
         what = "no answer in time"
     elif reason in _NOT_TLS:

@@ -18,8 +18,10 @@ from typing import Any
 from twinport_protocol.errors import ErrorCode
 from twinport_protocol.sniff import ALPN_CONTROL
 
-from .listener import farewell_line
+from .limits import network_of
+from .listener import farewell_line, refuse_handshake
 from .log import get_log
+from .rationed_log import RationedLog
 from .tls import TlsMaterial
 from .turnstile import Turnstile
 
@@ -149,10 +151,11 @@ class _TlsProtocol(asyncio.Protocol):
             self._session.connection_lost(exc)
         self._session = self._below = None
 
-    def give_up(self, reason: str) -> None:
-        """Cut a connection whose handshake is not done; harmless afterwards."""
+    def give_up(self, reason: str | None) -> None:
+        """Cut a connection whose handshake is not done; harmless afterwards. Without a reason the log says nothing."""
         if self._session is None and self._below is not None and not self._below.is_closing():
-            get_log().info("[TLS] Handshake failed", peer=self._peer, error=reason)
+            if reason is not None:
+                get_log().info("[TLS] Handshake failed", peer=self._peer, error=reason)
             self.flush()
             self._below.close()
             self._on_ready()
@@ -226,6 +229,7 @@ class ControlDoor:
         self._factory = factory
         self._seconds = handshake_seconds
         self._turnstile = turnstile
+        self._rationed = RationedLog()
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
         self._under_way: set[_TlsProtocol] = set()
@@ -235,8 +239,8 @@ class ControlDoor:
         deadline = self._loop.time() + self._seconds
 
         def refuse() -> None:
-            get_log().info("[TLS] Refused: too many handshakes", peer=peer)
-            sock.close()
+            self._rationed.info("[TLS] Refused: too many handshakes", peer=peer)
+            refuse_handshake(sock)
 
         def begin(leave: Callable[[], None]) -> Callable[[], None]:
             def on_ready() -> None:
@@ -248,9 +252,14 @@ class ControlDoor:
             task = self._loop.create_task(self._adopt(sock, protocol, on_ready))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-            return lambda: protocol.give_up("gave way to another")
 
-        self._turnstile.enter(begin, refuse, deadline)
+            def give_way() -> None:
+                self._rationed.info("[TLS] Handshake gave way to another", peer=peer)
+                protocol.give_up(None)
+
+            return give_way
+
+        self._turnstile.enter(begin, refuse, deadline, network_of(peer))
 
     async def _adopt(self, sock: socket.socket, protocol: _TlsProtocol, on_ready: Callable[[], None]) -> None:
         try:

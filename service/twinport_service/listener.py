@@ -18,7 +18,7 @@ from twinport_protocol.sniff import ALPN_CHANNEL, ALPN_CONTROL, MAX_CLIENT_HELLO
 
 from .log import get_log
 from .rationed_log import RationedLog
-from .tls import ALERT_NO_APPLICATION_PROTOCOL, ALERT_PROTOCOL_VERSION
+from .tls import ALERT_INTERNAL_ERROR, ALERT_NO_APPLICATION_PROTOCOL, ALERT_PROTOCOL_VERSION
 
 _ACCEPTS_IN_A_ROW = 64
 _BACKLOG = 1024
@@ -249,6 +249,11 @@ def farewell_line(code: ErrorCode, retry_seconds: int | None = None) -> bytes:
     """The line that a connection ends with before anything was agreed on."""
     retry = "" if retry_seconds is None else f"retry={retry_seconds} "
     return f"ERROR {code.value} {retry}{code.text}\n".encode()
+
+
+def refuse_handshake(sock: socket.socket) -> None:
+    """Too many handshakes are ahead of this one: said by an alert, and closed."""
+    _say_and_close(sock, ALERT_INTERNAL_ERROR)
 
 
 def _say_and_close(sock: socket.socket, said: bytes) -> None:

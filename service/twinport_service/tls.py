@@ -29,6 +29,8 @@ _ALERT_HEAD = b"\x15\x03\x03\x00\x02\x02"
 ALERT_PROTOCOL_VERSION = _ALERT_HEAD + b"\x46"
 """A fatal TLS alert in the clear (RFC 8446 §6): this server takes TLS 1.3 only."""
 ALERT_NO_APPLICATION_PROTOCOL = _ALERT_HEAD + b"\x78"
+ALERT_INTERNAL_ERROR = _ALERT_HEAD + b"\x50"
+"""What TLS has for "not now": the fault is not the client's, and it may try again."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,9 @@ from collections.abc import Callable
 
 from .channel_plane import ChannelPlane
 from .control_tls import ControlDoor, SessionFactory
-from .log import get_log
+from .limits import network_of
+from .listener import refuse_handshake
+from .rationed_log import RationedLog
 from .tls import TlsKeeper
 from .turnstile import Turnstile
 
@@ -36,6 +38,7 @@ class TlsPlane:
         self._channel_seconds = channel_seconds
         self._check_seconds = check_seconds
         self._loop = asyncio.get_running_loop()
+        self._rationed = RationedLog()
         self._turnstiles = Turnstile(at_once=handshakes), Turnstile(at_once=handshakes)
         self._door = ControlDoor(
             lambda: keeper.material, factory, handshake_seconds=control_seconds, turnstile=self._turnstiles[0]
@@ -53,8 +56,8 @@ class TlsPlane:
         """Take over a non-blocking socket whose client wants TLS for a channel."""
 
         def refuse() -> None:
-            get_log().info("[TLS] Refused: too many handshakes", peer=peer)
-            sock.close()
+            self._rationed.info("[TLS] Refused: too many handshakes of channels", peer=peer)
+            refuse_handshake(sock)
 
         def begin(leave: Callable[[], None]) -> Callable[[], None]:
             def on_ready() -> None:
@@ -69,7 +72,8 @@ class TlsPlane:
                 return lambda: None
             return give_way
 
-        self._turnstiles[1].enter(begin, refuse, self._loop.time() + self._channel_seconds)
+        deadline = self._loop.time() + self._channel_seconds
+        self._turnstiles[1].enter(begin, refuse, deadline, network_of(peer))
 
     def renew(self) -> None:
         """Look at the certificate's files again; the outcome is in the log. One look at a time."""

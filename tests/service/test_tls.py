@@ -390,6 +390,21 @@ def test_a_crowd_that_comes_at_once_is_served_to_the_last(server: RunningServer)
         run_all([come] * 150)
 
 
+@pytest.mark.parametrize("alpn", [ALPN_CONTROL, ALPN_CHANNEL])
+def test_who_finds_too_many_handshakes_is_told_by_an_alert(server: RunningServer, alpn: str) -> None:
+    for stile in server.server._tls._turnstiles:  # type: ignore[union-attr]
+        stile._at_once, stile._waiting, stile._hold_seconds = 1, 1, 600
+    halves = [RawControl(server.control_address, greet=False) for _ in range(3)]
+    with many(halves):
+        for half in halves:
+            half.send(_hello(alpn))
+        waited = halves[1].sock.recv(100)
+        assert waited == b"\x15\x03\x03\x00\x02\x02\x50"
+        assert halves[1].is_closed()
+    await_true(lambda: all(stile.inside == stile.waiting == 0 for stile in server.server._tls._turnstiles))  # type: ignore[union-attr]
+    server.assert_no_traceback()
+
+
 @in_a_hurry
 def test_a_handshake_has_a_deadline(server: RunningServer) -> None:
     for alpn in (ALPN_CONTROL, ALPN_CHANNEL):

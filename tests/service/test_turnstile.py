@@ -11,11 +11,13 @@ from twinport_service.turnstile import Turnstile
 class Guest:
     """Somebody who wants in, and what became of it."""
 
-    def __init__(self, stile: Turnstile, seconds: float = 60.0, *, at_once: bool = False) -> None:
+    def __init__(
+        self, stile: Turnstile, seconds: float = 60.0, *, at_once: bool = False, network: str = ""
+    ) -> None:
         self.state = "waits"
         self._at_once = at_once
         self.leave: Callable[[], None] = lambda: None
-        stile.enter(self._begin, self._refuse, asyncio.get_running_loop().time() + seconds)
+        stile.enter(self._begin, self._refuse, asyncio.get_running_loop().time() + seconds, network)
 
     def _begin(self, leave: Callable[[], None]) -> Callable[[], None]:
         self.state = "inside"
@@ -61,13 +63,62 @@ def test_places_are_taken_in_order_and_passed_on() -> None:
     run(scenario())
 
 
-def test_past_the_queue_one_is_refused_at_once() -> None:
+def test_past_the_queue_the_oldest_of_the_network_that_has_most_is_refused() -> None:
     async def scenario() -> None:
-        stile = Turnstile(at_once=1, waiting=2, hold_seconds=60)
-        guests = [Guest(stile) for _ in range(4)]
-        assert [guest.state for guest in guests] == ["inside", "waits", "waits", "refused"]
+        stile = Turnstile(at_once=1, waiting=3, hold_seconds=60)
+        guests = [Guest(stile) for _ in range(5)]
+        assert [guest.state for guest in guests] == ["inside", "refused", "waits", "waits", "waits"]
+        other = Guest(stile, network="other")
+        assert [guest.state for guest in guests] == ["inside", "refused", "refused", "waits", "waits"]
+        more = [Guest(stile) for _ in range(100)]
+        assert other.state == "waits", "a crowd of one network pushes out its own"
+        assert [guest.state for guest in more[-3:]] == ["refused", "waits", "waits"]
         stile.close()
-        assert [guest.state for guest in guests] == ["inside", "refused", "refused", "refused"]
+        assert {guest.state for guest in (*guests, *more, other)} == {"inside", "refused"}
+
+    run(scenario())
+
+
+def test_networks_take_turns() -> None:
+    async def scenario() -> None:
+        stile = Turnstile(at_once=1, waiting=10, hold_seconds=60)
+        holder = Guest(stile, network="many")
+        crowd = [Guest(stile, network="many") for _ in range(5)]
+        other = Guest(stile, network="other")
+        holder.leave()
+        assert (crowd[0].state, other.state) == ("inside", "waits")
+        crowd[0].leave()
+        assert (crowd[1].state, other.state) == ("waits", "inside")
+
+    run(scenario())
+
+
+def test_a_crowd_that_gets_nowhere_does_not_take_the_place_of_who_came_from_elsewhere() -> None:
+    async def scenario() -> None:
+        stile = Turnstile(at_once=4, waiting=20, hold_seconds=0.02)
+        for _ in range(20):
+            Guest(stile, network="many")
+        other = Guest(stile, network="other")
+        await until(lambda: other.state == "inside")
+        for _ in range(100):
+            Guest(stile, network="many")
+            await asyncio.sleep(0.001)
+        assert other.state == "inside"
+        other.leave()
+
+    run(scenario())
+
+
+def test_a_place_is_held_the_shorter_the_more_wait() -> None:
+    async def scenario() -> None:
+        stile = Turnstile(at_once=1, waiting=1000, hold_seconds=2)
+        holder = Guest(stile)
+        began = asyncio.get_running_loop().time()
+        for _ in range(999):
+            Guest(stile)
+        await until(lambda: holder.state == "gave way")
+        assert 0.1 < asyncio.get_running_loop().time() - began < 1.5
+        stile.close()
 
     run(scenario())
 
