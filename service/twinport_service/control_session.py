@@ -212,6 +212,7 @@ class ControlSession(asyncio.Protocol):
                 self.admission.prove(outcome.user)
             except Refusal as refusal:
                 get_log().info(f"[LOGIN] Put off: {refusal.detail}", peer=self._peer, user=outcome.user)
+                self._gate.put_off(outcome, refusal)
                 outcome = refusal
         reply = self._gate.settle(command_id, outcome)
         if isinstance(outcome, LoggedIn):

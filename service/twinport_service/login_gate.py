@@ -104,12 +104,19 @@ class LoginGate:
         self._authenticator.authenticate(request, on_outcome)
         return None
 
+    def put_off(self, login: LoggedIn, refusal: Refusal) -> None:
+        """A login that succeeded is refused after all, as there are too many sessions; :meth:`settle` follows."""
+        if self._authenticator is not None:
+            self._authenticator.conclude(login, refusal)
+
     def settle(self, command_id: int, outcome: LoggedIn | Refusal) -> Reply:
         """The reply to a LOGIN whose outcome came."""
         self.is_pending = False
         if isinstance(outcome, Refusal):
             self._refuse(outcome)
             return Reply(command_id, ReplyKind.ERROR, code=outcome.code, retry_seconds=outcome.retry_seconds)
+        if self._authenticator is not None:
+            self._authenticator.conclude(outcome)
         self.user = outcome.user
         home = {} if outcome.home is None else {"home": outcome.home}
         return Reply(command_id, ReplyKind.OK, options={"user": outcome.user, **home})

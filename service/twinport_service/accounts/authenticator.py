@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from twinport_protocol.auth import SshSignature, login_message, parse_user
 from twinport_protocol.errors import ErrorCode, ProtocolError, Refusal
@@ -42,10 +42,11 @@ class LoginRequest:
 
 @dataclass(frozen=True)
 class LoggedIn:
-    """A login that succeeded."""
+    """A login that succeeded. ``entry`` is its line for the audit log, for :meth:`Authenticator.conclude`."""
 
     user: str
     home: str | None
+    entry: AuditEntry = field(default=AuditEntry(AuditEvent.LOGIN), repr=False, compare=False)
 
 
 _METHODS = frozenset({"password", "key", "token"})
@@ -93,6 +94,10 @@ class Authenticator:
             on_outcome(Refusal(ErrorCode.SHUTTING_DOWN))
         except (Refusal, ProtocolError) as error:
             on_outcome(self._refused(request, error))
+
+    def conclude(self, login: LoggedIn, refusal: Refusal | None = None) -> None:
+        """Write down a login that succeeded, once it is certain that its user may come in; or why that is not so."""
+        self._record(login.entry if refusal is None else replace(login.entry, outcome=refusal.code.value))
 
     def close(self) -> None:
         """End the threads, once what waits was checked."""
@@ -174,8 +179,7 @@ class Authenticator:
 
     def _accepted(self, request: LoginRequest, account: Account) -> LoggedIn:
         get_log().info(f"[LOGIN] {account.name} by {request.method} from {request.peer}", peer=request.peer)
-        self._note(AuditEvent.LOGIN, request, account.name, OK)
-        return LoggedIn(account.name, account.home)
+        return LoggedIn(account.name, account.home, self._entry(AuditEvent.LOGIN, request, account.name, OK))
 
     def _failed(self, request: LoginRequest, why: str) -> Refusal:
         user = self._name(request)
@@ -195,6 +199,9 @@ class Authenticator:
         return error if isinstance(error, Refusal) else Refusal(error.code, error.detail)
 
     def _note(self, event: AuditEvent, request: LoginRequest, user: str, outcome: str) -> None:
+        self._record(self._entry(event, request, user, outcome))
+
+    @staticmethod
+    def _entry(event: AuditEvent, request: LoginRequest, user: str, outcome: str) -> AuditEntry:
         method = request.method if request.method in _METHODS else None
-        entry = AuditEntry(event, user, request.peer, outcome=outcome, session=request.session, method=method)
-        self._record(entry)
+        return AuditEntry(event, user, request.peer, outcome=outcome, session=request.session, method=method)

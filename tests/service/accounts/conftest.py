@@ -16,6 +16,7 @@ from twinport_service.accounts.keys import parse_keys
 from twinport_service.accounts.passwords import make_hasher
 from twinport_service.accounts.records import Account, Key
 from twinport_service.accounts.store import AccountStore
+from twinport_service.audit import AuditLog
 from twinport_service.ledger_memory import MemoryLedger
 from twinport_service.server import Foundation
 from twinport_service.storage.memory import MemoryStorage
@@ -129,9 +130,9 @@ def start_with_accounts(root: Path, database: AccountDatabase) -> Iterator[Start
     """Starts a server on storage in memory with the accounts of ``database``; ``changes`` are settings."""
     with ExitStack() as stack:
 
-        def start(**changes: object) -> RunningServer:
+        def start(*, audit: AuditLog | None = None, **changes: object) -> RunningServer:
             accounts = AccountStore(database.path, watch_seconds=WATCH_SECONDS)
-            foundation = Foundation(MemoryStorage(), MemoryLedger(), KEYS, accounts=accounts)
+            foundation = Foundation(MemoryStorage(), MemoryLedger(), KEYS, accounts=accounts, audit=audit)
             return stack.enter_context(RunningServer(settings_for(root, **changes), foundation))
 
         yield start
