@@ -154,7 +154,7 @@ class ChannelPlane:
         with self._changed:
             worker, _ = self._workers.get(number, (None, None))
             if worker is not None:
-                self._rationed.info("[CHANNEL] Gave way: it showed no ticket", peer=worker.peer)
+                self._rationed.info("[CHANNEL] Gave way to another", peer=worker.peer)
                 worker.abort()
 
     def _make_session(

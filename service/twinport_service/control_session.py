@@ -162,7 +162,8 @@ class ControlSession(asyncio.Protocol):
     def _greet(self, greeting: Greeting) -> bytes:
         self._caller = self._caller_of(ANONYMOUS)
         if self.admission is not None and not self._gate.is_owed:
-            self.admission.prove(ANONYMOUS)
+            with contextlib.suppress(Refusal):  # too many are anonymous: it stays with those who may have to give way
+                self.admission.prove(ANONYMOUS)
         reply = self._wire.greet({**self._services.greeting(), **self._gate.greet(greeting.options)})
         self._touch()
         return reply

@@ -1,5 +1,5 @@
-"""How many may come at once: connections in all, of one address, of one user, and of those who have not said who they
-are.
+"""How many may come at once: connections in all, of one address, of one user, of those who have not said who they
+are, and of those who are nobody in particular.
 
 What is counted is what is open now, so no table outgrows the connections, whatever addresses an attacker has. An
 address is an IPv4 address, or the /64 of an IPv6 one: that is what one customer gets, and may walk through at will.
@@ -32,7 +32,8 @@ class CrowdBounds:
 
     - ``total`` 10,000: what a 1 GiB machine holds (a session costs 20 KiB, under TLS 70 KiB).
     - ``per_address`` 512: an office behind one address, with 50 people and ten windows each, works.
-    - ``per_user`` 256: a build farm under one account works. ``anonymous`` is nobody, and is not counted as one.
+    - ``per_user`` 256: a build farm under one account works. ``anonymous`` is nobody, and is not counted as one; but
+      a tenth of ``total`` is not for the anonymous.
     - ``unproved`` 512, those who have not shown whose they are: more than log in within any second of an honest day.
     - ``early``: they give way at random from half of that bound on; without it the oldest does, once it is reached.
     """
@@ -43,6 +44,11 @@ class CrowdBounds:
     unproved: int = 512
     early: bool = True
     loopback_exempt: bool = True
+
+    @property
+    def anonymous(self) -> int:
+        """How many may be anonymous."""
+        return self.total - self.total // 10
 
 
 CHANNEL_BOUNDS = CrowdBounds(total=1024, per_address=256, per_user=128, unproved=64, early=False)
@@ -65,6 +71,7 @@ class Admission:
 
     def prove(self, user: str) -> None:
         """The connection has shown whose it is. ``Busy`` when that user has too many; it is unproved then as before.
+        An anonymous one takes the place of another when that evens out what their addresses have.
 
         Showing the same again changes nothing; another user takes the place of the former.
         """
@@ -92,6 +99,8 @@ class Crowd:
         self._counts = _Counts()
         self._unproved: dict[str, dict[Admission, None]] = {}
         self._unproved_count = 0
+        self._anonymous: dict[str, dict[Admission, None]] = {}
+        self._anonymous_count = 0
 
     @property
     def count(self) -> int:
@@ -104,9 +113,14 @@ class Crowd:
         return self._unproved_count
 
     @property
+    def anonymous_count(self) -> int:
+        """How many of them are anonymous, and have said so."""
+        return self._anonymous_count
+
+    @property
     def table_size(self) -> int:
         """How many addresses and users are remembered: never more than there are connections, twice."""
-        return len(self._counts.addresses) + len(self._counts.users) + len(self._unproved)
+        return len(self._counts.addresses) + len(self._counts.users) + len(self._unproved) + len(self._anonymous)
 
     def admit(self, peer: object, give_way: Callable[[], None]) -> Admission:
         """A place for a new connection from ``peer`` (a socket's peer name). ``Refusal(Busy, retry)`` when full.
@@ -114,17 +128,21 @@ class Crowd:
         Where too many have not shown whose they are, one of them gives way: its ``give_way`` is called, on this thread.
         With ``early`` that begins at half of the bound and is the surer the fuller it is (as with sshd's
         ``MaxStartups``). Unlike there it meets not the newcomer but one of the address that has most: so who keeps
-        places open without using them loses them, and who logs in gets through.
+        places open without using them loses them, and who logs in gets through. Where there are too many in all, an
+        anonymous one gives way, if its address has clearly more of them than the newcomer's.
         """
         address = network_of(peer)
         counted = not (self.bounds.loopback_exempt and is_loopback(address))
         with self._lock:
             counts = self._counts
-            if counts.total >= self.bounds.total:
-                raise Refusal(ErrorCode.BUSY, "too many in all", BUSY_SECONDS)
             if counted and counts.addresses[address] >= self.bounds.per_address:
                 raise Refusal(ErrorCode.BUSY, "too many of one address", BUSY_SECONDS)
-            victim = self._victim(address)
+            if counts.total >= self.bounds.total:
+                victim = self._anonymous_victim(address)
+                if victim is None:
+                    raise Refusal(ErrorCode.BUSY, "too many in all", BUSY_SECONDS)
+            else:
+                victim = self._victim(address)
             if victim is not None:
                 self._forget(victim)
             admission = Admission(self, address, give_way)
@@ -150,19 +168,39 @@ class Crowd:
             return next(iter(group))
         return list(group)[int(self._chance() * len(group))]
 
+    def _anonymous_victim(self, newcomer: str) -> Admission | None:
+        """One whose leaving evens out what the addresses have; so none is cut for another of the same."""
+        address = max(self._anonymous, key=lambda address: len(self._anonymous[address]), default=newcomer)
+        group = self._anonymous.get(address, {})
+        if len(group) <= len(self._anonymous.get(newcomer, {})) + 1:
+            return None
+        return list(group)[int(self._chance() * len(group))]
+
     def prove(self, admission: Admission, user: str) -> None:
         """See :meth:`Admission.prove`."""
+        victim = None
         with self._lock:
             if admission.closed or admission.user == user:
                 return
             users = self._counts.users
-            if user != ANONYMOUS:
+            if user == ANONYMOUS:
+                if self._anonymous_count >= self.bounds.anonymous:
+                    victim = self._anonymous_victim(admission.address)
+                    if victim is None:
+                        raise Refusal(ErrorCode.BUSY, "too many anonymous ones", BUSY_SECONDS)
+                    self._forget(victim)
+            else:
                 if users[user] >= self.bounds.per_user:
                     raise Refusal(ErrorCode.BUSY, "too many of one user", BUSY_SECONDS)
                 users[user] += 1
             self._release_user(admission)
             admission.user = user
+            if user == ANONYMOUS:
+                self._anonymous.setdefault(admission.address, {})[admission] = None
+                self._anonymous_count += 1
             self._forget_unproved(admission)
+        if victim is not None:
+            victim.give_way()
 
     def leave(self, admission: Admission) -> None:
         """See :meth:`Admission.close`."""
@@ -179,18 +217,24 @@ class Crowd:
         self._forget_unproved(admission)
 
     def _release_user(self, admission: Admission) -> None:
-        if admission.user is not None and admission.user != ANONYMOUS:
+        if admission.user == ANONYMOUS:
+            self._anonymous_count -= 1
+            _take(self._anonymous, admission)
+        elif admission.user is not None:
             _lower(self._counts.users, admission.user)
 
     def _forget_unproved(self, admission: Admission) -> None:
-        if not admission.unproved:
-            return
-        admission.unproved = False
-        self._unproved_count -= 1
-        group = self._unproved[admission.address]
-        del group[admission]
-        if not group:
-            del self._unproved[admission.address]
+        if admission.unproved:
+            admission.unproved = False
+            self._unproved_count -= 1
+            _take(self._unproved, admission)
+
+
+def _take(groups: dict[str, dict[Admission, None]], admission: Admission) -> None:
+    group = groups[admission.address]
+    del group[admission]
+    if not group:
+        del groups[admission.address]
 
 
 def _lower(counter: Counter[str], key: str) -> None:

@@ -4,6 +4,7 @@ place is told when to come again."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import socket
 from collections.abc import Callable
@@ -66,7 +67,8 @@ class SessionDoors:
             turn_away(sock, busy.code, busy.retry_seconds)
             return
         if session.admission is not None:
-            session.admission.prove(ANONYMOUS)  # there is nothing to prove in this dialect
+            with contextlib.suppress(Refusal):  # too many are anonymous: it may have to give way
+                session.admission.prove(ANONYMOUS)  # there is nothing to prove in this dialect
         self._adopt(session, sock)
 
     def _admit(self, session: _Session, peer: object, give_way: Callable[[], None]) -> Refusal | None:
@@ -88,6 +90,9 @@ class SessionDoors:
                 if session.admission is not None:
                     session.admission.close()
                 sock.close()
+                return
+            if session.admission is not None and session.admission.closed:
+                session.abort()  # its place went to another before it was here
 
         task = self._loop.create_task(adopt())
         self._tasks.add(task)

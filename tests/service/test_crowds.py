@@ -132,3 +132,19 @@ def test_a_user_has_a_number_of_channels(start_server: StartServer) -> None:
         channels[2].get(0x7001, 0, 0, 1)
         assert channels[2].answer().code is ErrorCode.VERSION_GONE
     server.assert_no_traceback()
+
+
+def test_anonymous_sessions_from_a_few_addresses_keep_nobody_out(start_server: StartServer) -> None:
+    server = start_server(max_sessions=40, limit_loopback=True)
+    with ExitStack() as stack:
+        crowd = [connect(stack, server.control_address, f"127.0.0.{2 + number % 4}") for number in range(60)]
+        lines = [line_of(sock) for sock in crowd]
+        assert len([line for line in lines if line.startswith(b"OK 2 ")]) >= 36
+        for number in range(5):
+            late = connect(stack, server.control_address, f"127.0.1.{number + 1}", HELLO)
+            assert line_of(late).startswith(b"OK 2 ")
+            late.sendall(b"1 PING\n")
+            assert line_of(late).startswith(b"1 OK")
+        assert server.session_count <= 40
+    await_true(lambda: server.session_count == 0)
+    server.assert_no_traceback()

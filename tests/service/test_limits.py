@@ -200,3 +200,47 @@ def test_threads_come_and_go_and_the_count_is_right() -> None:
     for thread in threads:
         thread.join()
     assert (visitors.crowd.count, visitors.crowd.unproved_count, visitors.crowd.table_size) == (0, 0, 0)
+
+
+# the anonymous -------------------------------------------------------------------------------------------------------
+
+
+def test_the_anonymous_leave_a_tenth_to_those_who_log_in() -> None:
+    visitors = Visitors(CrowdBounds(total=20, unproved=100))
+    for number in range(18):
+        visitors.come(f"192.0.2.{number}").prove(ANONYMOUS)
+    late = visitors.come("192.0.2.100")
+    with pytest.raises(Refusal) as refused:
+        late.prove(ANONYMOUS)
+    assert (refused.value.code, refused.value.detail) == (ErrorCode.BUSY, "too many anonymous ones")
+    late.prove("alice")
+    assert (visitors.crowd.anonymous_count, visitors.gone) == (18, [])
+    visitors.come("192.0.2.101").prove("bob")
+    assert visitors.refused("192.0.2.102").detail == "too many in all", "none is cut for another of as many"
+
+
+def test_an_address_with_many_anonymous_ones_makes_room_for_others() -> None:
+    """Twenty addresses fill every place; whoever comes from elsewhere gets in, logs in or not, and stays."""
+    visitors = Visitors(CrowdBounds(total=200, per_address=10, unproved=200))
+    for number in range(20):
+        for _ in range(10):
+            place = visitors.come(f"192.0.2.{number}")
+            if visitors.crowd.anonymous_count < visitors.crowd.bounds.anonymous:
+                place.prove(ANONYMOUS)
+    for number in range(30):
+        visitors.come(f"198.51.100.{number}", "honest").prove(ANONYMOUS)
+        visitors.come(f"203.0.113.{number}", "honest").prove("alice")
+    assert "honest" not in visitors.gone
+    assert visitors.crowd.anonymous_count <= 180
+    assert visitors.crowd.count <= 200
+
+
+def test_an_anonymous_one_who_logs_in_is_no_longer_one() -> None:
+    visitors = Visitors(CrowdBounds(total=10))
+    place = visitors.come("192.0.2.1")
+    place.prove(ANONYMOUS)
+    place.prove("alice")
+    assert visitors.crowd.anonymous_count == 0
+    place.prove(ANONYMOUS)
+    place.close()
+    assert (visitors.crowd.anonymous_count, visitors.crowd.count, visitors.crowd.table_size) == (0, 0, 0)
