@@ -26,6 +26,7 @@ from pathlib import Path
 
 from twinport_protocol.errors import ErrorCode
 
+from .access import ANONYMOUS
 from .audit_files import AuditFiles
 from .log import get_log
 from .rationed_log import RationedLog
@@ -66,7 +67,16 @@ class AuditEvent(enum.Enum):
 OK = "ok"
 CHEAP_EVENTS = frozenset({AuditEvent.LOGIN, AuditEvent.MOVE, AuditEvent.MKDIR})
 _encode = json.JSONEncoder(separators=(",", ":")).encode  # json.dumps would make one for each line
-AUDITED_REFUSALS = frozenset({ErrorCode.DENIED, ErrorCode.QUOTA_EXCEEDED, ErrorCode.LOCKED})
+AUDITED_REFUSALS = frozenset(
+    {
+        ErrorCode.DENIED,
+        ErrorCode.QUOTA_EXCEEDED,
+        ErrorCode.LOCKED,
+        ErrorCode.LOGIN_REQUIRED,
+        ErrorCode.TLS_REQUIRED,
+        ErrorCode.TICKET_INVALID,
+    }
+)
 """What somebody was not allowed, as against what did not work."""
 
 
@@ -225,10 +235,15 @@ class AuditLog:
 
     def _ration_of(self, entry: AuditEntry) -> _Ration:
         # Names of refused users are anybody's invention; the others are accounts, so that the table has a bound.
-        user = payer_of(entry.user) if entry.outcome == OK and entry.user is not None else None
+        # Strangers have a ration to themselves: they must not hide what those who logged in were refused.
+        if entry.outcome == OK and entry.user is not None:
+            user: str | None = payer_of(entry.user)
+        else:
+            user = ANONYMOUS if entry.user in (None, ANONYMOUS) else None
         ration = self._rations.get((entry.event, user))
         if ration is None:
-            bounds = (_CHEAP_AT_ONCE, _CHEAP_PER_SECOND) if user else (_REFUSALS_AT_ONCE, _REFUSALS_PER_SECOND)
+            is_ok = entry.outcome == OK
+            bounds = (_CHEAP_AT_ONCE, _CHEAP_PER_SECOND) if is_ok else (_REFUSALS_AT_ONCE, _REFUSALS_PER_SECOND)
             ration = self._rations[entry.event, user] = _Ration(self._clock(), *bounds)
         return ration
 

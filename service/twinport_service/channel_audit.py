@@ -65,14 +65,16 @@ class ChannelAudit:
             name = None  # it was opened so long ago that nobody remembers it
         self._note(AuditEvent.DOWNLOAD, user, name, size=sent_bytes, seconds=self._seconds(attachment))
 
-    def refused(self, user: str, code: ErrorCode) -> None:
-        """A ticket was good, but its user may not have one more channel."""
-        self._note(AuditEvent.REFUSAL, user, outcome=code.value, what="ATTACH")
+    def refused(self, what: str, code: ErrorCode, user: str | None, file: str | None = None) -> None:
+        """A frame was refused; nobody's if its ticket was none. It is written down if it was not allowed, or one
+        channel too many."""
+        if code in AUDITED_REFUSALS or code is ErrorCode.BUSY:
+            self._note(AuditEvent.REFUSAL, user, file, outcome=code.value, what=what)
 
     def _note(
         self,
         event: AuditEvent,
-        user: str,
+        user: str | None,
         file: str | None = None,
         *,
         size: int | None = None,

@@ -133,6 +133,8 @@ class ChannelSession:
         except Refusal as refusal:
             self._put_status = refusal.code.number
             self._whole = None
+            if isinstance(handle, UploadHandle) and refusal.code is not ErrorCode.BUSY:
+                self._audit.refused("PUT", refusal.code, handle.spec.user, handle.spec.name)
         if chunk.ends:
             status, self._put_status = self._put_status, None
             if status is not None and status >= 0:
@@ -250,6 +252,9 @@ class ChannelSession:
         except Refusal as refusal:
             self.outgoing.append(self._wire.segment_header(get, offset, 0, last=True, status=refusal.code.number))
             last = True
+            attached = self._attached.get(get.attachment)
+            if isinstance(attached, Download) and refusal.code is not ErrorCode.BUSY:
+                self._audit.refused("GET", refusal.code, attached.user)
         else:
             self.tally.bytes_out += length
             download.sent_bytes += length
@@ -287,11 +292,13 @@ class ChannelSession:
             self._detach(header.attachment)
 
     def _attach(self, attachment: int, raw: bytes) -> None:
+        user: str | None = None
         try:
             ticket = self._keys.verify(raw, self._now())
+            user = ticket.user
             if ticket.secure and not self._secure:
                 raise Refusal(ErrorCode.TLS_REQUIRED, "a ticket given over TLS")
-            self._admit(ticket.user)
+            self._on_user(user)
             if ticket.action is Action.UPLOAD:
                 self._attached[attachment] = self._attach_upload(ticket)
             else:
@@ -305,6 +312,7 @@ class ChannelSession:
             # The number stays taken until the client detaches it, so that frames already under way are answered in
             # kind.
             self._refused[attachment] = refusal.code
+            self._audit.refused("ATTACH", refusal.code, user)
             self.outgoing.append(self._wire.fail(attachment, refusal.code))
 
     def _attach_upload(self, ticket: Ticket) -> UploadHandle:
@@ -313,13 +321,6 @@ class ChannelSession:
             return handle
         handle.detach()
         raise Refusal(ErrorCode.DENIED, "no more allowed")
-
-    def _admit(self, user: str) -> None:
-        try:
-            self._on_user(user)
-        except Refusal as refusal:
-            self._audit.refused(user, refusal.code)
-            raise
 
     def _answer(self, header: Header, kind: FrameType, make: Callable[[int], bytes]) -> None:
         try:

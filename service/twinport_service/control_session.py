@@ -26,7 +26,6 @@ from .handlers import Caller
 from .limits import BUSY_SOON_SECONDS, Admission
 from .log import get_log
 from .login_gate import LoginGate
-from .replies import refuse
 from .side_lane import SideLane
 from .storage.contract import HashingNeeded
 
@@ -180,11 +179,11 @@ class ControlSession(asyncio.Protocol):
             self._closing = True
             return
         if command.verb is Verb.LOGIN:
-            self._log_in(command, out)
+            self._log_in(self._caller, command, out)
             return
         refusal = self._gate.refusal_of(command)
         if refusal is not None:
-            out.append(self._wire.reply(refuse(command, refusal)))
+            out.append(self._wire.reply(self._services.handlers.turn_away(self._caller, command, refusal)))
             return
         if command.verb is Verb.UPLOAD:
             self._has_uploads = True
@@ -194,7 +193,7 @@ class ControlSession(asyncio.Protocol):
         else:
             self._queue.append(command)
 
-    def _log_in(self, command: Command, out: list[bytes]) -> None:
+    def _log_in(self, caller: Caller, command: Command, out: list[bytes]) -> None:
         command_id = command.id  # so that nothing here keeps the secret
 
         def on_outcome(outcome: LoggedIn | Refusal) -> None:
@@ -204,7 +203,7 @@ class ControlSession(asyncio.Protocol):
         if refusal is None:
             self._jobs += 1
             return
-        out.append(self._wire.reply(refuse(command, refusal)))
+        out.append(self._wire.reply(self._services.handlers.turn_away(caller, command, refusal)))
         self._end_if_spent(out)
 
     def _login_done(self, command_id: int, outcome: LoggedIn | Refusal) -> None:

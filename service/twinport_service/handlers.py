@@ -97,7 +97,7 @@ class Handlers:
                     return None
                 return self._opened(caller, command, self._desk.open_small(spec, caller.session))
             except (Refusal, ProtocolError) as error:
-                return self._refused(caller, command, error)
+                return self.turn_away(caller, command, error)
             except Exception:
                 get_log().exception("[CONTROL] Internal error", peer=caller.peer, verb=command.verb.value)
                 return Reply(command.id, ReplyKind.ERROR, code=ErrorCode.INTERNAL)
@@ -114,7 +114,7 @@ class Handlers:
         except HashingNeeded:
             raise
         except (Refusal, ProtocolError) as error:
-            return [self._refused(caller, command, error)]
+            return [self.turn_away(caller, command, error)]
         except Exception:
             get_log().exception("[CONTROL] Internal error", peer=caller.peer, verb=command.verb.value)
             return [Reply(command.id, ReplyKind.ERROR, code=ErrorCode.INTERNAL)]
@@ -212,7 +212,7 @@ class Handlers:
                     )
                 on_reply(Reply(command.id, ReplyKind.DONE, options=describe_published(outcome)))
             else:
-                on_reply(self._refused(caller, command, outcome))
+                on_reply(self.turn_away(caller, command, outcome))
 
         began = time.monotonic()
 
@@ -223,7 +223,7 @@ class Handlers:
             self._require_own(caller, upload_id)
             self._desk.commit(caller.user, upload_id, generation, root, on_done, on_progress)
         except (Refusal, ProtocolError) as error:
-            on_reply(self._refused(caller, command, error))
+            on_reply(self.turn_away(caller, command, error))
         except Exception:
             get_log().exception("[CONTROL] Internal error", peer=caller.peer, verb=command.verb.value)
             on_reply(Reply(command.id, ReplyKind.ERROR, code=ErrorCode.INTERNAL))
@@ -273,7 +273,7 @@ class Handlers:
         try:
             yield from self._list_in_turns(caller, command)
         except (Refusal, ProtocolError) as error:
-            yield [self._refused(caller, command, error)]
+            yield [self.turn_away(caller, command, error)]
         except Exception:
             get_log().exception("[CONTROL] Internal error", peer=caller.peer, verb=command.verb.value)
             yield [Reply(command.id, ReplyKind.ERROR, code=ErrorCode.INTERNAL)]
@@ -351,7 +351,8 @@ class Handlers:
     def _note(self, event: AuditEvent, caller: Caller, file: str | None, **more: Any) -> None:
         self._record(AuditEntry(event, caller.user, caller.peer, file, session=caller.session, **more))
 
-    def _refused(self, caller: Caller, command: Command, error: Refusal | ProtocolError) -> Reply:
+    def turn_away(self, caller: Caller, command: Command, error: Refusal | ProtocolError) -> Reply:
+        """The reply to a command that is refused, which is written down if it was not allowed."""
         if error.code in AUDITED_REFUSALS:
             file = command.words[0] if command.words and command.verb in _NAMING else None
             self._note(AuditEvent.REFUSAL, caller, file, outcome=error.code.value, what=command.verb.value)

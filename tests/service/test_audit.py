@@ -422,3 +422,15 @@ def test_that_old_lines_go_is_not(directory: Path, log_stream: io.StringIO) -> N
     log.close()
     assert len(list_rotated(directory)) == 1
     assert "less than 7 days old" not in log_stream.getvalue()
+
+
+def test_strangers_do_not_hide_what_users_are_refused(directory: Path) -> None:
+    log = AuditLog(directory, clock=lambda: 0.0)
+    for number in range(500):
+        log.record(AuditEntry(AuditEvent.REFUSAL, size=number, outcome="TicketInvalid"))
+        log.record(AuditEntry(AuditEvent.REFUSAL, "anonymous", size=number, outcome="LoginRequired"))
+    log.record(AuditEntry(AuditEvent.REFUSAL, "mallory", file="payroll", outcome="Denied"))
+    log.close()
+    rows = list(AuditReader(directory).rows())
+    assert sum(row["event"] == "refusal" for row in rows) == 201
+    assert [row["file"] for row in rows if row.get("user") == "mallory"] == ["payroll"]

@@ -8,12 +8,16 @@ from typing import Any
 
 import pytest
 from twinport_protocol.errors import ErrorCode
+from twinport_protocol.frames import COMMIT, LAST
 from twinport_protocol.messages import ReplyKind, Verb
+from twinport_protocol.segments import digest_of
+from twinport_service.accounts.database import AccountDatabase
+from twinport_service.accounts.grants import parse_grant
 from twinport_service.audit import AuditLog
 from twinport_service.audit_reader import AuditReader
 
 from tests.service.accounts.conftest import PASSWORD, StartWithAccounts
-from tests.service.raw_client import RawControl
+from tests.service.raw_client import RawChannel, RawControl, await_true
 
 Add = Callable[..., None]
 RIGHT = {"user": "alice", "password": PASSWORD}
@@ -49,4 +53,59 @@ def test_a_login_that_finds_no_place_is_no_login(
         assert first.ask(Verb.LOGIN, "password", options=RIGHT).kind is ReplyKind.OK
         assert second.refused(Verb.LOGIN, "password", options=RIGHT) is ErrorCode.BUSY
         assert rows("login") == [("alice", "ok", None, 1), ("alice", "Busy", None, 2)]
+    server.assert_no_traceback()
+
+
+def test_who_is_refused_before_a_login_is_there(
+    start_with_accounts: StartWithAccounts, add: Add, audit: AuditLog, rows: Rows
+) -> None:
+    add("alice")
+    server = start_with_accounts(audit=audit)
+    with RawControl(server.control_address) as control:
+        assert control.refused(Verb.LIST) is ErrorCode.LOGIN_REQUIRED
+    assert rows("refusal") == [("anonymous", "LoginRequired", "LIST", 1)]
+
+
+def test_a_login_in_plaintext_from_elsewhere_is_there(
+    start_with_accounts: StartWithAccounts,
+    add: Add,
+    audit: AuditLog,
+    rows: Rows,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    add("alice")
+    monkeypatch.setattr("twinport_service.login_gate.is_loopback", lambda peer: False)
+    server = start_with_accounts(audit=audit)
+    with RawControl(server.control_address) as control:
+        assert control.refused(Verb.LOGIN, "password", options=RIGHT) is ErrorCode.TLS_REQUIRED
+    assert rows("refusal") == [("anonymous", "TlsRequired", "LOGIN", 1)]
+    assert not rows("login")
+
+
+def test_what_a_channel_is_refused_is_there(
+    start_with_accounts: StartWithAccounts,
+    add: Add,
+    database: AccountDatabase,
+    audit: AuditLog,
+    rows: Rows,
+) -> None:
+    add("alice", home=None, grants=(parse_grant("drop/**", ["write"]),))
+    server = start_with_accounts(audit=audit)
+    with RawControl(server.control_address) as control, RawChannel(server.data_address) as channel:
+        assert control.ask(Verb.LOGIN, "password", options=RIGHT).kind is ReplyKind.OK
+        opened = control.upload("drop/a", 4, bytes(16))
+        forged = opened.ticket[:-1] + bytes([opened.ticket[-1] ^ 1])
+        channel.attach(forged, 1)
+        assert channel.answer().code is ErrorCode.TICKET_INVALID
+        channel.attach(opened.ticket, 2)
+        database.remove_grant("alice", "drop/**")
+        await_true(lambda: control.refused(Verb.MKDIR, "drop/d") is ErrorCode.DENIED, what="the change")
+        seen = len(rows("refusal"))
+        channel.put(2, 0, 0, b"data", LAST | COMMIT, digest_of(b"data"))
+        channel.answer()
+        channel.attach(opened.ticket, 3)
+        assert channel.answer().code is ErrorCode.DENIED
+    found = [row[:3] for row in rows("refusal")]
+    assert found[0] == (None, "TicketInvalid", "ATTACH")
+    assert found[seen:] == [("alice", "Denied", "PUT"), ("alice", "Denied", "ATTACH")]
     server.assert_no_traceback()
