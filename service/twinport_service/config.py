@@ -95,6 +95,9 @@ class Settings:
     min_free_bytes: int = _setting(
         -1, "What uploads leave free on the disk; -1 is a hundredth of it, at most 256 MiB.", least=-1
     )
+    min_free_files: int = _setting(
+        -1, "How many inodes uploads and directories leave free; -1 is a hundredth, at most 16,384.", least=-1
+    )
     workers: int = _setting(8, "Threads for commands that may wait for the disk.", least=1, most=256)
     greeting_seconds: float = _setting(10.0, "How long a new connection may take to say what it is.", least=0.01)
     login_seconds: float = _setting(20.0, "How long a login may take where one is required.", least=0.01)

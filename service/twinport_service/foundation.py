@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from contextlib import ExitStack, closing
@@ -25,6 +26,9 @@ OWN_DIRECTORY = ".twinport"
 MOST_FREE_BYTES = 256 * 1024 * 1024
 """The default floor of free disk, where that is less than a hundredth of the disk."""
 
+MOST_FREE_FILES = 16_384
+"""The same of free inodes."""
+
 
 class FoundationError(Exception):
     """The root cannot be used; the message says why and what to do."""
@@ -47,6 +51,7 @@ def open_foundation(settings: Settings) -> Foundation:
             tls = _open_tls(settings, own) if settings.tls != "off" else None
             ledger = SqliteLedger(own / "ledger.db", max_open_uploads_per_user=settings.max_open_uploads, usage=usage)
             floor_bytes = settings.min_free_bytes if settings.min_free_bytes >= 0 else _default_floor(root)
+            floor_files = settings.min_free_files if settings.min_free_files >= 0 else _default_files_floor(root)
             audit = AuditLog(own / "audit", max_bytes=settings.audit_max_bytes, keep=settings.audit_keep)
             stack.pop_all()
     except (StorageError, LedgerUnknown, IdentityError, CertificateError, AccountsUnusable) as error:
@@ -54,7 +59,16 @@ def open_foundation(settings: Settings) -> Foundation:
     except OSError as error:
         advice = "Choose another --root or mend its rights."
         raise FoundationError(f"cannot use {root}: {error.strerror}. {advice}") from None
-    return Foundation(storage, ledger, keys, tls=tls, min_free_bytes=floor_bytes, accounts=accounts, audit=audit)
+    return Foundation(
+        storage,
+        ledger,
+        keys,
+        tls=tls,
+        min_free_bytes=floor_bytes,
+        min_free_files=floor_files,
+        accounts=accounts,
+        audit=audit,
+    )
 
 
 def certificate_files(settings: Settings, own: Path) -> CertificateFiles:
@@ -83,3 +97,7 @@ def _open_tls(settings: Settings, own: Path) -> TlsKeeper:
 
 def _default_floor(root: Path) -> int:
     return min(MOST_FREE_BYTES, shutil.disk_usage(root).total // 100)
+
+
+def _default_files_floor(root: Path) -> int:
+    return min(MOST_FREE_FILES, os.statvfs(root).f_files // 100)

@@ -24,6 +24,7 @@ from .audit import AUDITED_REFUSALS, AuditEntry, AuditEvent, Record, discard
 from .ledger import UploadRecord
 from .log import get_log
 from .replies import describe_entry, describe_published, describe_usage, parse_hex, refuse
+from .room import DIRECTORY_BYTES
 from .storage.contract import SMALL_BYTES, FileMarks, HashingNeeded, OnProgress, Precondition, Published, UploadSpec
 from .uploads import UploadDesk
 from .visible_listing import list_visible
@@ -339,6 +340,7 @@ class Handlers:
 
     def _make_directory(self, caller: Caller, command: Command) -> Sequence[Reply]:
         name = self._name(caller, command, 0, Act.WRITE)
+        self._desk.room.take(DIRECTORY_BYTES)
         if self._storage.make_directory(name):
             self._note(AuditEvent.MKDIR, caller, name)
         return [Reply(command.id, ReplyKind.DONE)]

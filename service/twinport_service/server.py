@@ -40,6 +40,7 @@ from .handlers import Handlers
 from .ledger import Ledger
 from .listener import Acceptor, Receptionist, Routes, bind, refuse_plain_channel, refuse_plaintext, refuse_text
 from .log import get_log
+from .room import Floors
 from .safeguards import make_safeguards
 from .session_doors import SessionDoors, bound_buffers
 from .storage.contract import Storage
@@ -65,7 +66,9 @@ class Foundation:
     keys: TicketKeys
     tls: TlsKeeper | None = field(default=None, kw_only=True)
     min_free_bytes: int = 0
-    """What uploads leave free on the disk."""
+    """What uploads and new directories leave free on the disk."""
+    min_free_files: int = 0
+    """How many inodes they leave free."""
     accounts: AccountStore | None = None
     """Who may log in, and what each may do; without it everybody may do everything."""
     audit: AuditLog | None = None
@@ -103,7 +106,7 @@ class Server:
             foundation.storage,
             foundation.ledger,
             max_file_bytes=settings.max_file_bytes,
-            min_free_bytes=foundation.min_free_bytes,
+            floors=Floors(foundation.min_free_bytes, foundation.min_free_files),
         )
         self._guards = make_safeguards(settings, accounts)
         self._record = discard if foundation.audit is None else foundation.audit.record

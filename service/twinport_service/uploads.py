@@ -21,7 +21,7 @@ from twinport_protocol.upload import UploadState
 from .ledger import Ledger, SessionKey, UploadRecord
 from .log import get_log
 from .proof import Prover
-from .room import Room
+from .room import Floors, Room
 from .storage.contract import SMALL_BYTES, FileMarks, OnDone, OnProgress, Published, Storage, UploadSpec
 from .upload_handle import STAGING_IS_GONE, OpenUpload, UploadHandle
 
@@ -32,15 +32,15 @@ _OPENING_LOCKS = 16
 
 class UploadDesk:
     """All uploads of this node. Methods may block on the storage and are called from worker threads, but for
-    :meth:`open_small`, which touches memory alone while ``room`` is fresh. ``min_free_bytes`` of the disk stay free."""
+    :meth:`open_small`, which touches memory alone while ``room`` is fresh. ``floors`` of the disk stay free."""
 
     def __init__(
-        self, storage: Storage, ledger: Ledger, *, max_file_bytes: int = 2**63 - 1, min_free_bytes: int = 0
+        self, storage: Storage, ledger: Ledger, *, max_file_bytes: int = 2**63 - 1, floors: Floors | None = None
     ) -> None:
         self.storage = storage
         self.ledger = ledger
         self.max_file_bytes = max_file_bytes
-        self.room = Room(storage.free_bytes, min_free_bytes)
+        self.room = Room(storage.free_bytes, storage.free_files, floors or Floors())
         self._prover = Prover(storage, ledger)
         self._node = secrets.token_hex(8)
         self._uploads: dict[bytes, OpenUpload] = {}
@@ -123,7 +123,7 @@ class UploadDesk:
         self.room.check(spec.size)
         self.storage.begin(spec)
         try:
-            self.room.check(0)  # others may have begun at the same moment
+            self.room.check(0, 0)  # others may have begun at the same moment
         except Refusal:
             self.storage.abort(spec.upload_id)
             raise

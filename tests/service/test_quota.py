@@ -334,10 +334,15 @@ class Filling(MemoryStorage):
     """Its disk has as much room as is said."""
 
     free = 10_000_000
+    inodes = 10_000
 
     def free_bytes(self) -> int | None:
         """See the contract."""
         return self.free - sum(staging.spec.size for staging in self._stagings.values())
+
+    def free_files(self) -> int | None:
+        """See the contract."""
+        return self.inodes - len(self._stagings) - len(self._files) - len(self._directories)
 
 
 @pytest.mark.parametrize("storage_kind", ["memory"], indirect=True)
@@ -376,6 +381,34 @@ def test_uploads_that_begin_at_once_do_not_pass_the_floor_together(
         assert set(codes) <= {None, ErrorCode.DISK_FULL}
         assert (storage.free_bytes() or 0) >= 1_000_000
         assert len(server.live_uploads()) == len(server.staged_uploads()) == codes.count(None)
+
+
+@pytest.mark.parametrize("storage_kind", ["memory"], indirect=True)
+def test_directories_and_files_leave_the_floor_of_inodes_free(start_server: StartServer, upload_id: MakeId) -> None:
+    storage = Filling()
+    server = start_server(replace(Foundation(storage, MemoryLedger(), KEYS), min_free_files=9_990))
+    with RawControl(server.control_address) as control, RawChannel(server.data_address) as channel:
+        send_file(control, channel, "small", b"abc", upload_id())
+        send_file(control, channel, "large", bytes(SMALL_BYTES + 1), upload_id())
+        for number in range(8):
+            assert control.ask(Verb.MKDIR, f"d{number}").kind is ReplyKind.DONE
+        await_true(lambda: server.server._desk.room.is_fresh is False, what="a look at the disk")
+        assert control.refused(Verb.MKDIR, "one-more") is ErrorCode.DISK_FULL
+        for size in (3, SMALL_BYTES + 1):
+            assert ask_upload(control, "one-more", size, upload_id()).code is ErrorCode.DISK_FULL
+        storage.inodes += 1
+        await_true(lambda: server.server._desk.room.is_fresh is False, what="a look at the disk")
+        assert control.ask(Verb.MKDIR, "one-more").kind is ReplyKind.DONE
+        assert storage.free_files() == 9_990
+
+
+@pytest.mark.parametrize("storage_kind", ["memory"], indirect=True)
+def test_directories_leave_the_floor_of_bytes_free(start_server: StartServer) -> None:
+    storage = Filling()
+    server = start_server(replace(Foundation(storage, MemoryLedger(), KEYS), min_free_bytes=1_000_000))
+    storage.free = 1_000_000
+    with RawControl(server.control_address) as control:
+        assert control.refused(Verb.MKDIR, "d") is ErrorCode.DISK_FULL
 
 
 def test_the_digest_of_a_piece_of_a_refused_upload_is_not_taken_for_a_frame(

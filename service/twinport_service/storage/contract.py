@@ -256,3 +256,6 @@ class Storage(Protocol):
 
     def free_bytes(self) -> int | None:
         """Room left, where that has a meaning, less what uploads that were begun are still going to take."""
+
+    def free_files(self) -> int | None:
+        """How many files and directories may still be made, where the disk has such a bound."""

@@ -195,6 +195,11 @@ class DiskDoor:
         facts = os.fstatvfs(descriptor)
         return facts.f_bavail * facts.f_frsize
 
+    def free_files(self, descriptor: int) -> int | None:
+        """How many inodes an ordinary user may still take; None where the file system makes them as needed."""
+        facts = os.fstatvfs(descriptor)
+        return facts.f_favail if facts.f_files else None
+
     # bytes -----------------------------------------------------------------------------------------------------------
 
     def allocate(self, descriptor: int, size_bytes: int) -> bool:

@@ -345,6 +345,13 @@ class LocalStorage:
         except OSError as error:
             raise refusal_of(error) from None
 
+    def free_files(self) -> int | None:
+        """See the contract."""
+        try:
+            return self._door.free_files(self._root_fd)
+        except OSError as error:
+            raise refusal_of(error) from None
+
     @contextmanager
     def _noticing(self, name: str) -> Iterator[None]:
         """A file that turns out to be missing does not count any more."""

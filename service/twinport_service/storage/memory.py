@@ -379,6 +379,10 @@ class MemoryStorage:
         with self._lock:
             return None if self._capacity_bytes is None else self._capacity_bytes - self._held_bytes
 
+    def free_files(self) -> int | None:
+        """See the contract; memory has no such bound."""
+        return None
+
     def _entry(self, name: str) -> Entry:
         version = self._files.get(name)
         if version is None:

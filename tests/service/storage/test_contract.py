@@ -535,6 +535,8 @@ def test_listings_agree_with_a_simple_model(
 def test_free_bytes_say_what_can_be_known(storage: Storage) -> None:
     free = storage.free_bytes()
     assert free is None if isinstance(storage, MemoryStorage) else free is not None and free > 0
+    free_files = storage.free_files()
+    assert free_files is None if isinstance(storage, MemoryStorage) else free_files is None or free_files > 0
 
 
 def test_empty_digest_is_the_root_of_an_empty_file(storage: Storage) -> None:
