@@ -29,9 +29,9 @@ class _Turn:
 
 class Turnstile:
     """At most ``at_once`` inside and ``waiting`` in front of it. A place may be held for ``hold_seconds`` until the
-    queue is a quarter full (a crowd of honest clients has slow ones), and for a tenth of that when it is full."""
+    queue is a quarter full (a crowd of honest clients has slow ones), and for a twentieth of that when it is full."""
 
-    def __init__(self, *, at_once: int = 64, waiting: int = 512, hold_seconds: float = 0.5) -> None:
+    def __init__(self, *, at_once: int = 64, waiting: int = 512, hold_seconds: float = 1.0) -> None:
         self._at_once = at_once
         self._waiting = waiting
         self._hold_seconds = hold_seconds
@@ -94,8 +94,8 @@ class Turnstile:
             self._advancing = False
 
     def _patience(self) -> float:
-        """Between one and a tenth."""
-        return min(1.0, max(0.1, (self._waiting - self._queued) / (0.75 * self._waiting)))
+        """What part of its time a place may be held."""
+        return min(1.0, max(0.05, (self._waiting - self._queued) / (0.75 * self._waiting)))
 
     def _admit(self) -> None:
         if self._timer is not None:
