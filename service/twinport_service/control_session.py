@@ -184,6 +184,8 @@ class ControlSession(asyncio.Protocol):
         refusal = self._gate.refusal_of(command)
         if refusal is not None:
             out.append(self._wire.reply(self._services.handlers.turn_away(self._caller, command, refusal)))
+            if self._gate.is_over:
+                self._end()
             return
         if command.verb is Verb.UPLOAD:
             self._has_uploads = True
@@ -224,9 +226,12 @@ class ControlSession(asyncio.Protocol):
     def _end_if_spent(self, out: list[bytes]) -> None:
         if self._gate.is_spent:
             out.append(format_reply(Reply(0, ReplyKind.ERROR, code=ErrorCode.LOGIN_FAILED)))
-            self._wire.close()
-            self._drop_waiting()
-            self._closing = True
+            self._end()
+
+    def _end(self) -> None:
+        self._wire.close()
+        self._drop_waiting()
+        self._closing = True
 
     def _start_jobs(self) -> None:
         while self._queue and self._writable and self._caller is not None:

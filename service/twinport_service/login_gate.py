@@ -4,6 +4,7 @@ state        LOGIN                          other commands
 out          begins (pending)               as ``access.BEFORE_LOGIN``, or all where anonymous is allowed
 pending      waits                          wait
 in           BadState                       while the account is active
+in, over     BadState                       the first is refused, and the session ends
 out, after MAX_TRIES refusals: the session ends
 """
 
@@ -18,6 +19,7 @@ from twinport_protocol.messages import Command, Reply, ReplyKind
 
 from .access import BEFORE_LOGIN
 from .accounts.authenticator import Authenticator, LoggedIn, LoginRequest
+from .accounts.records import Epoch
 from .accounts.store import LoginMode
 
 MAX_TRIES = 10
@@ -28,8 +30,8 @@ class LoginGate:
     """See the module. On the event loop only. Without an authenticator there are no accounts, and nothing to do."""
 
     __slots__ = (
-        "_authenticator", "_certificate_sha256", "_client_nonce", "_nonce", "_peer", "_session", "_tries", "is_pending",
-        "user",
+        "_authenticator", "_certificate_sha256", "_client_nonce", "_epoch", "_nonce", "_peer", "_session", "_tries",
+        "is_over", "is_pending", "user",
     )  # fmt: skip
 
     def __init__(
@@ -49,6 +51,9 @@ class LoginGate:
         self.is_pending = False
         self.user: str | None = None
         """Who logged in."""
+        self._epoch: Epoch | None = None
+        self.is_over = False
+        """Whether the login was found to hold no more: the session is to end."""
 
     @property
     def is_owed(self) -> bool:
@@ -81,6 +86,9 @@ class LoginGate:
             return Refusal(ErrorCode.LOGIN_REQUIRED) if self._mode is LoginMode.REQUIRED else None
         if not self._authenticator.store.is_active(self.user):
             return Refusal(ErrorCode.DENIED, "the account was disabled or removed")
+        if not self._authenticator.store.holds(self.user, self._epoch):
+            self.is_over = True
+            return Refusal(ErrorCode.LOGIN_REQUIRED, "the login holds no more")
         return None
 
     def begin(self, command: Command, on_outcome: Callable[[LoggedIn | Refusal], None]) -> Refusal | None:
@@ -118,6 +126,7 @@ class LoginGate:
         if self._authenticator is not None:
             self._authenticator.conclude(outcome)
         self.user = outcome.user
+        self._epoch = outcome.epoch
         home = {} if outcome.home is None else {"home": outcome.home}
         return Reply(command_id, ReplyKind.OK, options={"user": outcome.user, **home})
 

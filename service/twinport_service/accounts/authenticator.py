@@ -20,7 +20,7 @@ from twinport_service.rationed_log import RationedLog
 
 from .keys import verify_signature
 from .passwords import PasswordDesk
-from .records import Account
+from .records import Account, Epoch
 from .store import AccountStore
 from .throttle import Throttle
 from .tokens import check_token
@@ -47,6 +47,8 @@ class LoggedIn:
     user: str
     home: str | None
     entry: AuditEntry = field(default=AuditEntry(AuditEvent.LOGIN), repr=False, compare=False)
+    epoch: Epoch | None = field(default=None, compare=False)
+    """How long it holds: see ``AccountStore.holds``. None for as long as the account is active."""
 
 
 _METHODS = frozenset({"password", "key", "token"})
@@ -127,7 +129,8 @@ class Authenticator:
         def on_done(is_right: bool) -> None:
             # Disabled or changed while it was hashed: what counts is what stands now.
             current = self._active(user)
-            good = is_right and current is not None and current.password_hash is not None
+            same = account is not None and current is not None and current.epoch == account.epoch
+            good = is_right and same
             self._throttle.settle(tried, is_good=good)
             self._run(lambda _: self._judge(current, good), request, on_outcome)
 
@@ -165,6 +168,10 @@ class Authenticator:
         account = self._active(token.user)
         if account is None or request.options.get("user", token.user) != token.user:
             raise _Failed("a token of a disabled account" if account is None else "another user's token")
+        # The account may be read after the token was revoked: the login would hold from then on.
+        known = self.store.token(token.id)
+        if known is None or known.is_revoked:
+            raise _Failed("no valid token")
         return account
 
     def _active(self, user: str) -> Account | None:
@@ -179,7 +186,8 @@ class Authenticator:
 
     def _accepted(self, request: LoginRequest, account: Account) -> LoggedIn:
         get_log().info(f"[LOGIN] {account.name} by {request.method} from {request.peer}", peer=request.peer)
-        return LoggedIn(account.name, account.home, self._entry(AuditEvent.LOGIN, request, account.name, OK))
+        entry = self._entry(AuditEvent.LOGIN, request, account.name, OK)
+        return LoggedIn(account.name, account.home, entry, account.epoch)
 
     def _failed(self, request: LoginRequest, why: str) -> Refusal:
         user = self._name(request)

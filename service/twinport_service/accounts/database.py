@@ -22,13 +22,13 @@ from twinport_service.quota import Quota
 from .grants import Grant, GrantError, parse_grant, parse_home
 from .records import Account, Key, Snapshot, Token
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 BUSY_SECONDS = 10.0
 _OTHERS = 0o077
 _SCHEMA = """
 CREATE TABLE users (
     name TEXT PRIMARY KEY, created REAL NOT NULL, password_hash TEXT, disabled INTEGER NOT NULL DEFAULT 0, home TEXT,
-    max_bytes INTEGER, max_files INTEGER, rate INTEGER
+    max_bytes INTEGER, max_files INTEGER, rate INTEGER, changes INTEGER NOT NULL DEFAULT 0
 ) WITHOUT ROWID;
 CREATE TABLE keys (
     user TEXT NOT NULL REFERENCES users ON DELETE CASCADE, blob BLOB NOT NULL, comment TEXT NOT NULL, expires REAL,
@@ -95,6 +95,9 @@ class AccountDatabase:
                 for statement in _SCHEMA.split(";"):
                     execute(statement)
                 execute(f"PRAGMA user_version = {FORMAT_VERSION}")
+            elif version == 1:
+                execute("ALTER TABLE users ADD COLUMN changes INTEGER NOT NULL DEFAULT 0")
+                execute(f"PRAGMA user_version = {FORMAT_VERSION}")
             elif version != FORMAT_VERSION:
                 raise AccountsUnusable(
                     f"{self.path} was written by a newer twinportd (format {version}); install that one"
@@ -157,8 +160,9 @@ class AccountDatabase:
         for user, pattern, acts in rows("SELECT user, pattern, acts FROM grants ORDER BY pattern"):
             grants[user].append(parse_grant(pattern, acts.split(",")))
         accounts: dict[str, Account] = {}
-        for name, created, password_hash, disabled, home, max_bytes, max_files, rate in rows(
-            "SELECT name, created, password_hash, disabled, home, max_bytes, max_files, rate FROM users ORDER BY name"
+        for name, created, password_hash, disabled, home, max_bytes, max_files, rate, changes in rows(
+            "SELECT name, created, password_hash, disabled, home, max_bytes, max_files, rate, changes "
+            "FROM users ORDER BY name"
         ):
             accounts[parse_user(name)] = Account(
                 name=name,
@@ -172,6 +176,7 @@ class AccountDatabase:
                 keys=tuple(keys[name]),
                 tokens=tuple(tokens[name]),
                 grants=tuple(grants[name]),
+                changes=changes,
             )
         return Snapshot.of(accounts)
 
@@ -182,10 +187,10 @@ class AccountDatabase:
         try:
             with self._writing():
                 self._database.execute(
-                    "INSERT INTO users VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                    "INSERT INTO users VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                     (
                         account.name, account.created, account.password_hash, account.is_disabled, account.home,
-                        account.quota.max_bytes, account.quota.max_files, account.rate,
+                        account.quota.max_bytes, account.quota.max_files, account.rate, account.changes,
                     ),
                 )  # fmt: skip
                 for key in account.keys:
@@ -200,16 +205,19 @@ class AccountDatabase:
         self._change(name, "DELETE FROM users WHERE name = ?", (name,))
 
     def set_password(self, name: str, password_hash: str | None, *, only_if: str | None = None) -> None:
-        """Replace the password hash, or take it away; with ``only_if`` only that one. ``AccountError``."""
+        """Replace the password hash, or take it away, and end the logins; with ``only_if`` only that one, as the same
+        password in another form. ``AccountError``."""
         if only_if is None:
-            self._change(name, "UPDATE users SET password_hash = ? WHERE name = ?", (password_hash, name))
+            statement = "UPDATE users SET password_hash = ?, changes = changes + 1 WHERE name = ?"
+            self._change(name, statement, (password_hash, name))
         else:
             statement = "UPDATE users SET password_hash = ? WHERE name = ? AND password_hash = ?"
             self._change(name, statement, (password_hash, name, only_if), "another password by now")
 
     def set_disabled(self, name: str, is_disabled: bool) -> None:
-        """Disable or enable an account. ``AccountError``."""
-        self._change(name, "UPDATE users SET disabled = ? WHERE name = ?", (is_disabled, name))
+        """Disable or enable an account; ends its logins. ``AccountError``."""
+        statement = "UPDATE users SET disabled = ?, changes = changes + 1 WHERE name = ?"
+        self._change(name, statement, (is_disabled, name))
 
     def set_bounds(self, name: str, quota: Quota, rate: int | None) -> None:
         """Replace an account's bounds. ``AccountError``."""
@@ -222,8 +230,8 @@ class AccountDatabase:
             self._insert_key(name, key)
 
     def remove_key(self, name: str, blob: bytes) -> None:
-        """Remove a key. ``AccountError`` when the account does not have it."""
-        self._change(name, "DELETE FROM keys WHERE user = ? AND blob = ?", (name, blob), "no such key")
+        """Remove a key; ends the logins. ``AccountError`` when the account does not have it."""
+        self._withdraw(name, "DELETE FROM keys WHERE user = ? AND blob = ?", (name, blob), "no such key")
 
     def add_token(self, token: Token) -> None:
         """Add a token. ``AccountError``."""
@@ -232,8 +240,9 @@ class AccountDatabase:
             self._database.execute("INSERT INTO tokens VALUES (?, ?, ?, ?, ?, ?, ?)", row)
 
     def revoke_token(self, name: str, token_id: str) -> None:
-        """Revoke a token for good. ``AccountError`` when the account has none of that id."""
-        self._change(name, "UPDATE tokens SET revoked = 1 WHERE user = ? AND id = ?", (name, token_id), "no such token")
+        """Revoke a token for good; ends the logins. ``AccountError`` when the account has none of that id."""
+        statement = "UPDATE tokens SET revoked = 1 WHERE user = ? AND id = ?"
+        self._withdraw(name, statement, (name, token_id), "no such token")
 
     def put_grant(self, name: str, grant: Grant) -> None:
         """Grant; replaces the acts of the same pattern. ``AccountError``."""
@@ -255,9 +264,17 @@ class AccountDatabase:
 
     def _change(self, name: str, statement: str, values: tuple[object, ...], missing: str = "not changed") -> None:
         with self._writing():
-            if self._database.execute(statement, values).rowcount != 1:
-                known = self._database.execute("SELECT 1 FROM users WHERE name = ?", (name,)).fetchone()
-                raise AccountError(f"account {name!r}: {missing}" if known else f"there is no account {name!r}")
+            self._change_one(name, statement, values, missing)
+
+    def _withdraw(self, name: str, statement: str, values: tuple[object, ...], missing: str) -> None:
+        with self._writing():
+            self._change_one(name, statement, values, missing)
+            self._database.execute("UPDATE users SET changes = changes + 1 WHERE name = ?", (name,))
+
+    def _change_one(self, name: str, statement: str, values: tuple[object, ...], missing: str) -> None:
+        if self._database.execute(statement, values).rowcount != 1:
+            known = self._database.execute("SELECT 1 FROM users WHERE name = ?", (name,)).fetchone()
+            raise AccountError(f"account {name!r}: {missing}" if known else f"there is no account {name!r}")
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

@@ -33,6 +33,10 @@ class Token:
     is_revoked: bool = False
 
 
+Epoch = tuple[float, int]
+"""When an account was made, and how often it was changed in a way that ends what was logged in."""
+
+
 @dataclass(frozen=True)
 class Account:
     """A user. Without a password hash no password logs in; ``home`` is None for none; ``rate`` bounds bytes per
@@ -49,6 +53,13 @@ class Account:
     tokens: tuple[Token, ...] = ()
     grants: tuple[Grant, ...] = ()
     """As granted; what the home means is not among them."""
+    changes: int = 0
+    """How often a way to log in was taken away from it, or it was disabled or enabled."""
+
+    @property
+    def epoch(self) -> Epoch:
+        """What a login holds for: another one once the account is another, or a way to log in was taken away."""
+        return self.created, self.changes
 
     @property
     def all_grants(self) -> tuple[Grant, ...]:

@@ -20,7 +20,7 @@ from twinport_service.quota import UNLIMITED, Quota
 
 from .database import AccountDatabase, AccountError, AccountsUnusable
 from .grants import is_allowed
-from .records import Account, Token
+from .records import Account, Epoch, Token
 
 FILE_NAME = "accounts.db"
 WATCH_SECONDS = 0.2
@@ -122,6 +122,12 @@ class AccountStore:
         if self._open_to_all and user == ANONYMOUS:
             return True
         return not self._has_accounts or user in self._snapshot.rules
+
+    def holds(self, user: str, epoch: Epoch | None) -> bool:
+        """Whether a login of the user in that epoch still holds: since then the account was not removed, disabled or
+        enabled, its password not changed, and no key or token taken away from it."""
+        account = self._snapshot.accounts.get(user)
+        return epoch is None or (account is not None and account.epoch == epoch)
 
     def decide(self, user: str, act: Act, path: str) -> bool:
         """The ``access.Decide`` of these accounts."""

@@ -14,7 +14,7 @@ import pytest
 from twinport_service.access import Act
 from twinport_service.accounts.database import AccountDatabase, AccountError, AccountsUnusable
 from twinport_service.accounts.grants import parse_grant
-from twinport_service.accounts.records import Account
+from twinport_service.accounts.records import Account, Key
 from twinport_service.accounts.store import AccountStore, LoginMode
 from twinport_service.accounts.tokens import make_token
 from twinport_service.config import Settings
@@ -177,7 +177,7 @@ def test_a_database_damaged_under_the_running_server_leaves_the_last_state_in_fo
         "INSERT INTO grants VALUES ('alice', 'x', 'fly')",
         "INSERT INTO grants VALUES ('alice', 'x', '')",
         "DROP TABLE grants",
-        "PRAGMA user_version = 2",
+        "PRAGMA user_version = 3",
     ],
 )
 def test_a_server_does_not_start_on_accounts_that_make_no_sense(root: Path, statement: str) -> None:
@@ -190,6 +190,47 @@ def test_a_server_does_not_start_on_accounts_that_make_no_sense(root: Path, stat
         raw.commit()
     with pytest.raises(FoundationError, match=r"accounts\.db"):
         open_foundation(Settings(root=root, tls="off"))
+
+
+def test_a_database_of_the_first_format_is_taken_over(database: AccountDatabase) -> None:
+    database.add(Account("alice", 1.0))
+    with closing(sqlite3.connect(database.path, isolation_level=None)) as raw:
+        raw.execute("ALTER TABLE users DROP COLUMN changes")
+        raw.execute("PRAGMA user_version = 1")
+    for _ in range(2):
+        with closing(AccountDatabase(database.path)) as again:
+            assert again.load().accounts["alice"] == Account("alice", 1.0)
+    with closing(AccountDatabase(database.path)) as again:
+        again.set_password("alice", "hash")
+        assert again.load().accounts["alice"].epoch == (1.0, 1)
+
+
+def test_an_epoch_ends_where_a_way_to_log_in_was_taken_away(database: AccountDatabase, store: AccountStore) -> None:
+    database.add(Account("alice", 1.0, "hash", keys=(Key(b"key"),)))
+    _, token = make_token("alice", "", 1.0)
+
+    def ends(change: Callable[[], None]) -> bool:
+        store.refresh(force=True)
+        account = store.account("alice")
+        assert account is not None
+        assert store.holds("alice", account.epoch)
+        change()
+        store.refresh(force=True)
+        return not store.holds("alice", account.epoch)
+
+    assert not ends(lambda: database.add_token(token))
+    assert not ends(lambda: database.add_key("alice", Key(b"another")))
+    assert not ends(lambda: database.put_grant("alice", parse_grant("x", ["read"])))
+    assert not ends(lambda: database.set_bounds("alice", Quota(1, 1), None))
+    assert not ends(lambda: database.set_password("alice", "newer", only_if="hash")), "the same password"
+    assert ends(lambda: database.set_password("alice", "other"))
+    assert ends(lambda: database.set_disabled("alice", True))
+    assert ends(lambda: database.set_disabled("alice", False))
+    assert ends(lambda: database.remove_key("alice", b"key"))
+    assert ends(lambda: database.revoke_token("alice", token.id))
+    assert ends(lambda: database.remove("alice"))
+    assert not store.holds("alice", (1.0, 0))
+    assert store.holds("alice", None)
 
 
 @pytest.mark.parametrize("content", [b"nonsense" * 1000, b"SQLite format 3\0" + b"\xff" * 8000])
