@@ -4,7 +4,8 @@
   address or an IPv6 /64, which one attacker has as a whole.
 - Each user and each network has a rate besides: a burst, then a try a second. It bounds guessing from many addresses
   and of many users. Who has logged in from that network within a week is not held to the two, so that strangers
-  elsewhere, or behind the same address, cannot keep somebody out of the place where they usually are.
+  elsewhere cannot keep somebody out of the place where they usually are. Who goes on guessing that very name from that
+  very network can, for as long: keys and tokens get in meanwhile.
 - What is under way counts as failed until it is known to be good, so that a hundred guesses at once gain nothing.
 
 Nothing is locked for good, and keys and tokens never come here: there is nothing to guess in them.
