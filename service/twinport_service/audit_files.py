@@ -142,11 +142,15 @@ class AuditFiles:
 
     def _complain_if_young(self, old: Path) -> None:
         """Lines go that somebody may still want to read: the log is small for what is done here, or is being washed."""
-        try:
-            age_seconds = time.time() - old.stat().st_mtime
-        except OSError:  # compressed just now, and young all the more
-            age_seconds = 0.0
-        if age_seconds < _YOUNG_SECONDS:
+        for path in (old, old.with_name(old.name + ".gz")):  # it may be compressed just now
+            try:
+                written_at = path.stat().st_mtime
+                break
+            except OSError:
+                continue
+        else:
+            return  # somebody else removed it
+        if time.time() - written_at < _YOUNG_SECONDS:
             self._complaints.error(
                 "[AUDIT] Entries less than 7 days old are removed: raise audit-keep or audit-max-bytes, "
                 "and see who fills the audit log",
@@ -194,7 +198,9 @@ def _compress(path: Path) -> None:
         with open(descriptor, "wb") as raw:
             with path.open("rb") as plain, gzip.GzipFile("", "wb", _GZIP_LEVEL, raw) as packed:
                 shutil.copyfileobj(plain, packed, 1024 * 1024)
+                written_ns = os.fstat(plain.fileno()).st_mtime_ns
             raw.flush()
+            os.utime(raw.fileno(), ns=(written_ns, written_ns))  # how old its last line is
             os.fsync(raw.fileno())
         os.rename(part, path.with_name(path.name + ".gz"))
     except FileNotFoundError:
