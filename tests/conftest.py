@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import tempfile
 import threading
 import time
@@ -21,6 +22,10 @@ DESCRIPTORS = Path("/proc/self/fd")
 # A loaded machine makes examples slow, not wrong; without a deadline there is nothing to flake on.
 hypothesis.settings.register_profile("twinport", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("twinport")
+
+# Started in the background of a script, we ignore Ctrl-C, and so would every program that a test starts and interrupts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def open_descriptors() -> dict[int, str]:

@@ -61,7 +61,8 @@ def run_daemon(*arguments: str, environment: dict[str, str] | None = None) -> su
 def running_daemon(root: Path, *flags: str, environment: dict[str, str] | None = None) -> Iterator[Daemon]:
     """A server on ``root`` with free ports and no classic dialect; killed at the end if it still runs."""
     line = command("serve", "--root", str(root), "--control-port", "0", "--data-port", "0", "--no-classic", *flags)
-    with tempfile.TemporaryFile("w+") as log_file:
+    # Appending: the child shares the position, which reading moves.
+    with tempfile.TemporaryFile("a+") as log_file:
         with subprocess.Popen(
             line, stdout=subprocess.PIPE, stderr=log_file, text=True, env={**_QUIET, **(environment or {})}
         ) as process:
