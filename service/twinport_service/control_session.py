@@ -150,9 +150,7 @@ class ControlSession(asyncio.Protocol):
                     break
         except RemoteProtocolError as error:
             out.append(format_reply(Reply(0, ReplyKind.ERROR, code=error.code)))
-            self._wire.close()
-            self._drop_waiting()
-            self._closing = True
+            self._end()
         self._write(out)
         self._start_jobs()
         self._regulate()

@@ -49,7 +49,11 @@ def open_foundation(settings: Settings) -> Foundation:
             keys = load_identity(own / "identity.json")
             accounts = stack.enter_context(closing(AccountStore(own / FILE_NAME, open_to_all=settings.open)))
             tls = _open_tls(settings, own) if settings.tls != "off" else None
-            ledger = SqliteLedger(own / "ledger.db", max_open_uploads_per_user=settings.max_open_uploads, usage=usage)
+            ledger = stack.enter_context(
+                closing(
+                    SqliteLedger(own / "ledger.db", max_open_uploads_per_user=settings.max_open_uploads, usage=usage)
+                )
+            )
             floor_bytes = settings.min_free_bytes if settings.min_free_bytes >= 0 else _default_floor(root)
             floor_files = settings.min_free_files if settings.min_free_files >= 0 else _default_files_floor(root)
             audit = AuditLog(own / "audit", max_bytes=settings.audit_max_bytes, keep=settings.audit_keep)
