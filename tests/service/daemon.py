@@ -26,18 +26,22 @@ class Daemon:
     process: subprocess.Popen[str]
     control_address: tuple[str, int]
     data_address: tuple[str, int]
-    log_file: IO[str]
+    log_file: IO[bytes]
 
     def log(self) -> str:
         """What it wrote so far."""
-        self.log_file.seek(0)
-        return self.log_file.read()
+        return _contents(self.log_file)
 
     def stop(self, *signals: signal.Signals) -> int:
         """Send signals (SIGTERM if none is named) and wait; the exit code."""
         for number in signals or (signal.SIGTERM,):
             self.process.send_signal(number)
         return self.process.wait(15)
+
+
+def _contents(file: IO[bytes]) -> str:
+    """All of a file that another process appends to; the position, which both share, is left alone."""
+    return os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0).decode()
 
 
 def command(*arguments: str) -> list[str]:
@@ -61,19 +65,16 @@ def run_daemon(*arguments: str, environment: dict[str, str] | None = None) -> su
 def running_daemon(root: Path, *flags: str, environment: dict[str, str] | None = None) -> Iterator[Daemon]:
     """A server on ``root`` with free ports and no classic dialect; killed at the end if it still runs."""
     line = command("serve", "--root", str(root), "--control-port", "0", "--data-port", "0", "--no-classic", *flags)
-    # Appending: the child shares the position, which reading moves.
-    with tempfile.TemporaryFile("a+") as log_file:
+    with tempfile.TemporaryFile("ab+") as log_file:
         with subprocess.Popen(
             line, stdout=subprocess.PIPE, stderr=log_file, text=True, env={**_QUIET, **(environment or {})}
         ) as process:
             try:
                 assert process.stdout is not None
                 ready = READY.fullmatch(process.stdout.readline())
-                log_file.seek(0)
-                assert ready, log_file.read()
+                assert ready, _contents(log_file)
                 control, data = (ready[1], int(ready[2])), (ready[3], int(ready[4]))
                 yield Daemon(process, control, data, log_file)
             finally:
                 process.kill()
-        log_file.seek(0)
-        assert "Traceback" not in (log := log_file.read()), log
+        assert "Traceback" not in (log := _contents(log_file)), log
