@@ -20,7 +20,14 @@ ROOMS = {
 MAY_IMPORT = {
     "twinport_protocol": {"blake3"},
     "twinport_service": {
-        "twinport_protocol", "argon2", "blake3", "click", "cryptography", "structlog", "tomli", "tomllib",
+        "twinport_protocol",
+        "argon2",
+        "blake3",
+        "click",
+        "cryptography",
+        "structlog",
+        "tomli",
+        "tomllib",
     },
     "twinport": {"twinport_protocol", "blake3", "click", "cryptography", "keyring", "platformdirs"},
     "twinport_infra": {"boto3", "botocore", "paramiko", "click"},

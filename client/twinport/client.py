@@ -16,6 +16,7 @@ from twinport_protocol.errors import ErrorCode
 from twinport_protocol.messages import Reply, ReplyKind, Verb
 from twinport_protocol.segments import Manifest
 from twinport_protocol.tickets import decode_ticket
+from twinport_protocol.version import VERSION
 
 from .addresses import Address
 from .backoff import Backoff
@@ -39,7 +40,6 @@ from .report import Observer, SilentObserver, TransferReport
 from .session import Identity, Session
 from .streams import SILENT_SECONDS
 from .transfer import PATIENCE_SECONDS, Transfer
-from .version import VERSION
 
 if TYPE_CHECKING:
     from .quota import Quota

@@ -57,9 +57,7 @@ def hash_segment(order: Order, partial: Partial | None, start: int, length: int,
     return hasher.digest() if _hash(order, partial, start, length, hasher, buffer) == length else None
 
 
-def _hash(
-    order: Order, partial: Partial | None, start: int, length: int, hasher: blake3, buffer: memoryview
-) -> int:
+def _hash(order: Order, partial: Partial | None, start: int, length: int, hasher: blake3, buffer: memoryview) -> int:
     at = 0
     while at < length:
         piece = buffer[: min(len(buffer), length - at)]

@@ -219,4 +219,3 @@ class DataChannel:
             raise NetworkError("the server closed a data connection")
         self.lane.receive(view[:count])
         return True
-

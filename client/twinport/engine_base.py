@@ -20,9 +20,7 @@ from .report import Failure, TransferReport
 class EngineBase(ABC):
     """The common half of an engine; the subclasses say what happens to a job. See :mod:`twinport.engine`."""
 
-    def __init__(
-        self, policy: Policy, clock: Callable[[], float], draw: Callable[[], float] = random.random
-    ) -> None:
+    def __init__(self, policy: Policy, clock: Callable[[], float], draw: Callable[[], float] = random.random) -> None:
         self.policy = policy
         self.events: deque[Event] = deque()
         self.done_bytes = 0

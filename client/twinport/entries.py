@@ -37,9 +37,8 @@ class RemoteEntry:
         """Whether ``other`` is this one under another name, as far as can be told without its bytes."""
         if other is None or self.is_directory or other.is_directory:
             return other is not None and self.kind == other.kind
-        return (
-            (self.size, self.mtime_ns, self.executable) == (other.size, other.mtime_ns, other.executable)
-            and (self.root is None or other.root is None or self.root == other.root)
+        return (self.size, self.mtime_ns, self.executable) == (other.size, other.mtime_ns, other.executable) and (
+            self.root is None or other.root is None or self.root == other.root
         )
 
 

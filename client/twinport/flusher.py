@@ -127,9 +127,7 @@ class Flusher:
             return as_failure(subject, error)
         return TwinportError(f"{subject}: {type(error).__name__}: {error}")
 
-    def _flush_contents(
-        self, group: list[_Entry], outcomes: list[tuple[Any, TwinportError | None]]
-    ) -> list[_Entry]:
+    def _flush_contents(self, group: list[_Entry], outcomes: list[tuple[Any, TwinportError | None]]) -> list[_Entry]:
         if len(group) >= SYNC_ALL_FROM:
             sync_all = _find_syncfs()
             heads = {entry.partial.device: entry.partial.descriptor for entry in group}

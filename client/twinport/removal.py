@@ -11,9 +11,7 @@ if TYPE_CHECKING:
     from .entries import RemoteEntry
 
 
-def delete_tree(
-    listing: Callable[..., Iterator[RemoteEntry]], delete_one: Callable[[str], None], name: str
-) -> int:
+def delete_tree(listing: Callable[..., Iterator[RemoteEntry]], delete_one: Callable[[str], None], name: str) -> int:
     """Remove ``name`` and all below it; the number of entries that were removed. ``NotFoundError`` if there is
     nothing, ``ServerProtocolError`` when the server lists what is not directly below."""
     removed = 0

@@ -9,7 +9,6 @@ import os
 import socket
 import sys
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,12 +18,14 @@ try:
 except ModuleNotFoundError as missing:
     sys.exit(f"twinportd needs the package {missing.name!r}. Install it with: pip install 'twinport[service]'")
 
+from twinport_protocol.version import VERSION
+
 from .cli_audit import audit
 from .cli_cert import cert
 from .cli_user import user
 from .config import ConfigError, Settings, flag_of, kind_of, load_settings
+from .embedded import OWN_DIRECTORY, FoundationError, open_foundation
 from .exposure import decide_exposure, is_loopback
-from .foundation import OWN_DIRECTORY, FoundationError, open_foundation
 from .log import configure_logging
 from .server import Server, raise_descriptor_limit
 
@@ -34,7 +35,7 @@ EXIT_USAGE = 2
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(version("twinport"), prog_name="twinportd")
+@click.version_option(VERSION, prog_name="twinportd")
 def cli() -> None:
     """The Twinport server: verified, resumable file transfer on two ports.
 

@@ -26,7 +26,7 @@ from .certificates import (
     warn_of_expiry,
 )
 from .config import ConfigError, Settings, load_settings
-from .foundation import OWN_DIRECTORY, certificate_files
+from .embedded import OWN_DIRECTORY, certificate_files
 
 _EXIT_FAILED = 1
 _EXIT_USAGE = 2

@@ -18,9 +18,9 @@ from typing import Any
 from twinport_protocol.errors import ErrorCode
 from twinport_protocol.sniff import ALPN_CONTROL
 
-from .limits import network_of
 from .listener import farewell_line, refuse_handshake
 from .log import get_log
+from .networks import network_of
 from .rationed_log import RationedLog
 from .tls import TlsMaterial
 from .turnstile import Turnstile

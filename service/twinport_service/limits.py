@@ -8,7 +8,6 @@ Loopback addresses count in all only: behind them stand tunnels and proxies, eac
 
 from __future__ import annotations
 
-import ipaddress
 import random
 import threading
 from collections import Counter
@@ -18,8 +17,8 @@ from dataclasses import dataclass, field
 from twinport_protocol.errors import ErrorCode, Refusal
 
 from .access import ANONYMOUS
+from .networks import is_loopback, network_of
 
-_MAPPED_IPV4 = "::ffff:"
 BUSY_SECONDS = 5
 """What ``retry=`` says where somebody else has to leave first."""
 BUSY_SOON_SECONDS = 1
@@ -241,24 +240,3 @@ def _lower(counter: Counter[str], key: str) -> None:
     counter[key] -= 1
     if counter[key] <= 0:
         del counter[key]
-
-
-def network_of(peer: object) -> str:
-    """What counts as one address: an IPv4 address, the /64 of an IPv6 one, or the name itself where it is neither."""
-    host = str(peer[0]) if isinstance(peer, tuple) and peer else str(peer)
-    host = host.partition("%")[0].removeprefix(_MAPPED_IPV4)
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return host
-    if isinstance(address, ipaddress.IPv6Address) and not address.is_loopback:
-        return str(ipaddress.IPv6Network((int(address) >> 64 << 64, 64)))
-    return str(address)
-
-
-def is_loopback(address: str) -> bool:
-    """Whether a result of :func:`network_of` is this machine itself."""
-    try:
-        return ipaddress.ip_network(address).is_loopback
-    except ValueError:
-        return False

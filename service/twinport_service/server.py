@@ -16,16 +16,14 @@ import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 
 from twinport_protocol.control import Limits
-from twinport_protocol.tickets import TicketKeys
+from twinport_protocol.version import VERSION
 
 from .access import Decide, allow_all
 from .accounts.authenticator import Authenticator
-from .accounts.store import AccountStore
 from .accounts.throttle import Throttle
-from .audit import AuditEntry, AuditEvent, AuditLog, discard
+from .audit import AuditEntry, AuditEvent, discard
 from .channel_plane import ChannelBounds, ChannelPlane
 from .channel_times import ChannelTimes
 from .classic.data import TransferTimes
@@ -36,52 +34,22 @@ from .config import ConfigError, Settings
 from .control_services import ControlServices, ControlTimes
 from .control_session import ControlSession
 from .exposure import decide_exposure
+from .foundation import Foundation
 from .handlers import Handlers
-from .ledger import Ledger
 from .listener import Acceptor, Receptionist, Routes, bind, refuse_plain_channel, refuse_plaintext, refuse_text
 from .log import get_log
 from .room import Floors
 from .safeguards import make_safeguards
 from .session_doors import SessionDoors, bound_buffers
-from .storage.contract import Storage
-from .tls import TlsKeeper
 from .tls_plane import TlsPlane
 from .uploads import UploadDesk
 
-AGENT = "twinportd/0.1.0"
 _CLOCK_SECONDS = 0.25
 _SWEEP_SECONDS = 600.0
 _STOP_SECONDS = 10.0
 _HASHERS = 2
 _LISTERS = 2
 _Route = Callable[[socket.socket, object], None]
-
-
-@dataclass(frozen=True)
-class Foundation:
-    """What a server stands on; given from outside, so that several nodes can stand on one."""
-
-    storage: Storage
-    ledger: Ledger
-    keys: TicketKeys
-    tls: TlsKeeper | None = field(default=None, kw_only=True)
-    min_free_bytes: int = 0
-    """What uploads and new directories leave free on the disk."""
-    min_free_files: int = 0
-    """How many inodes they leave free."""
-    accounts: AccountStore | None = None
-    """Who may log in, and what each may do; without it everybody may do everything."""
-    audit: AuditLog | None = None
-    """Where it is written down who did what."""
-
-    def close(self) -> None:
-        """Close all of it. Blocks for what is under way."""
-        self.storage.close()
-        self.ledger.close()
-        if self.accounts is not None:
-            self.accounts.close()
-        if self.audit is not None:
-            self.audit.close()
 
 
 class Server:
@@ -274,7 +242,7 @@ class Server:
         port = self.control_address[1] if self._classic else self.data_address[1]
         following = self._tls.next_sha256 if self._tls else None
         return {
-            "agent": AGENT,
+            "agent": f"twinportd/{VERSION}",
             "data-port": str(port),
             **({} if following is None else {"next-certificate": following.hex()}),
         }

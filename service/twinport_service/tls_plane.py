@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 from .channel_plane import ChannelPlane
 from .control_tls import ControlDoor, SessionFactory
-from .limits import network_of
 from .listener import refuse_handshake
+from .networks import network_of
 from .rationed_log import RationedLog
 from .tls import TlsKeeper
 from .turnstile import Turnstile

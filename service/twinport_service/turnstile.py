@@ -1,6 +1,6 @@
 """Lets so many TLS handshakes run at once and no more; the others wait their turn.
 
-Networks (see :func:`~.limits.network_of`) take turns, whoever comes first within each. Who holds a place without
+Networks (see :func:`~.networks.network_of`) take turns, whoever comes first within each. Who holds a place without
 getting on gives it up to who waits: one of the network that has most places, the oldest first, after a time that is
 the shorter the more wait. Where too many wait, the oldest waiter of the network that has most goes, not the newcomer.
 So half handshakes, however fast they come, take places from each other, and who needs some milliseconds gets through.

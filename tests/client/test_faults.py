@@ -58,8 +58,12 @@ class Once:
 
 
 def test_an_upload_whose_channels_keep_breaking_arrives_whole(
-    shared_server: ServerProcess, make_proxy: MakeProxy, connect: Connect, make_file: MakeFile, prefix: str, hasty:
-    Policy
+    shared_server: ServerProcess,
+    make_proxy: MakeProxy,
+    connect: Connect,
+    make_file: MakeFile,
+    prefix: str,
+    hasty: Policy,
 ) -> None:
     path = make_file("file", LARGE)
     proxy = make_proxy(shared_server, cut_after(5 * MEBI, "up"))
@@ -163,8 +167,12 @@ def test_many_small_files_survive_the_loss_of_everything_half_way(
 
 
 def test_a_stalled_channel_is_given_up_while_three_go_on(
-    shared_server: ServerProcess, make_proxy: MakeProxy, connect: Connect, make_file: MakeFile, prefix: str, hasty:
-    Policy
+    shared_server: ServerProcess,
+    make_proxy: MakeProxy,
+    connect: Connect,
+    make_file: MakeFile,
+    prefix: str,
+    hasty: Policy,
 ) -> None:
     path = make_file("file", LARGE)
 
@@ -202,8 +210,12 @@ def test_a_stalled_download_channel_is_given_up(
 
 
 def test_a_commit_whose_answer_is_lost_is_repeated_and_publishes_once(
-    shared_server: ServerProcess, make_proxy: MakeProxy, connect: Connect, make_file: MakeFile, prefix: str, hasty:
-    Policy
+    shared_server: ServerProcess,
+    make_proxy: MakeProxy,
+    connect: Connect,
+    make_file: MakeFile,
+    prefix: str,
+    hasty: Policy,
 ) -> None:
     path = make_file("file", 2 * MIN_SEGMENT_BYTES)
     commits: list[bytes] = []
@@ -227,8 +239,12 @@ def test_a_commit_whose_answer_is_lost_is_repeated_and_publishes_once(
 
 
 def test_a_small_file_whose_acknowledgement_is_lost_is_asked_for_by_the_same_id(
-    shared_server: ServerProcess, make_proxy: MakeProxy, connect: Connect, make_file: MakeFile, prefix: str, hasty:
-    Policy
+    shared_server: ServerProcess,
+    make_proxy: MakeProxy,
+    connect: Connect,
+    make_file: MakeFile,
+    prefix: str,
+    hasty: Policy,
 ) -> None:
     path = make_file("file", 1000)
     uploads: list[bytes] = []
@@ -325,8 +341,12 @@ def test_a_target_that_turns_read_only_fails_the_file_and_ends_the_transfer(
 
 
 def test_an_interrupted_upload_goes_on_where_it_stopped(
-    shared_server: ServerProcess, make_proxy: MakeProxy, connect: Connect, make_file: MakeFile, prefix: str, hasty:
-    Policy
+    shared_server: ServerProcess,
+    make_proxy: MakeProxy,
+    connect: Connect,
+    make_file: MakeFile,
+    prefix: str,
+    hasty: Policy,
 ) -> None:
     path = make_file("file", LARGE)
     limit = 3 * MIN_SEGMENT_BYTES
@@ -349,8 +369,12 @@ def test_an_interrupted_upload_goes_on_where_it_stopped(
 
 
 def test_an_interrupted_upload_of_other_bytes_is_not_continued(
-    shared_server: ServerProcess, make_proxy: MakeProxy, connect: Connect, make_file: MakeFile, prefix: str, hasty:
-    Policy
+    shared_server: ServerProcess,
+    make_proxy: MakeProxy,
+    connect: Connect,
+    make_file: MakeFile,
+    prefix: str,
+    hasty: Policy,
 ) -> None:
     """Same name, same size, another content: the server's segments and prefixes must be refused by their digests."""
     path = make_file("file", LARGE)
@@ -481,8 +505,12 @@ def test_a_download_whose_source_changes_starts_anew(
 
 
 def test_a_file_that_changes_while_it_is_sent_is_started_anew(
-    shared_server: ServerProcess, make_proxy: MakeProxy, connect: Connect, make_file: MakeFile, prefix: str, hasty:
-    Policy
+    shared_server: ServerProcess,
+    make_proxy: MakeProxy,
+    connect: Connect,
+    make_file: MakeFile,
+    prefix: str,
+    hasty: Policy,
 ) -> None:
     path = make_file("file", LARGE)
     changed = Once()
@@ -504,8 +532,12 @@ def test_a_file_that_changes_while_it_is_sent_is_started_anew(
 
 
 def test_a_file_that_never_rests_is_reported(
-    shared_server: ServerProcess, make_proxy: MakeProxy, connect: Connect, make_file: MakeFile, prefix: str, hasty:
-    Policy
+    shared_server: ServerProcess,
+    make_proxy: MakeProxy,
+    connect: Connect,
+    make_file: MakeFile,
+    prefix: str,
+    hasty: Policy,
 ) -> None:
     path = make_file("file", 2 * MIN_SEGMENT_BYTES)
     times = iter(range(10**9))
@@ -524,8 +556,12 @@ def test_a_file_that_never_rests_is_reported(
 
 
 def test_two_clients_that_resume_one_upload_do_not_mix(
-    shared_server: ServerProcess, make_proxy: MakeProxy, connect: Connect, make_file: MakeFile, prefix: str, hasty:
-    Policy
+    shared_server: ServerProcess,
+    make_proxy: MakeProxy,
+    connect: Connect,
+    make_file: MakeFile,
+    prefix: str,
+    hasty: Policy,
 ) -> None:
     """The second takes over; the first is told so and stops."""
     path = make_file("file", LARGE)
@@ -652,8 +688,12 @@ def test_a_killed_client_continues_with_nothing_of_its_own_but_the_partial(
 
 
 def test_a_slow_line_on_which_one_piece_takes_longer_than_the_patience_with_silence_goes_on(
-    shared_server: ServerProcess, make_proxy: MakeProxy, connect: Connect, make_file: MakeFile, prefix: str, hasty:
-    Policy
+    shared_server: ServerProcess,
+    make_proxy: MakeProxy,
+    connect: Connect,
+    make_file: MakeFile,
+    prefix: str,
+    hasty: Policy,
 ) -> None:
     """The line takes bytes slowly, the acknowledgement comes long after: the queue that shrinks shows life."""
     path = make_file("file", MEBI)

@@ -112,9 +112,7 @@ def test_a_link_under_the_targets_name_is_replaced_not_followed(
 
 @pytest.mark.parametrize("name", ["small", "medium", "large"])
 @pytest.mark.parametrize("kind", ["symlink", "hard link", "directory", "pipe"])
-def test_a_partial_that_is_no_partial_is_refused(
-    victim: Client, target: Path, name: str, kind: str
-) -> None:
+def test_a_partial_that_is_no_partial_is_refused(victim: Client, target: Path, name: str, kind: str) -> None:
     partial = target / partial_name(name)
     if kind == "symlink":
         partial.symlink_to("../../outside/canary")

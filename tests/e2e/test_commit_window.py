@@ -9,8 +9,8 @@ import pytest
 from twinport_protocol.segments import MIN_SEGMENT_BYTES, Manifest
 from twinport_protocol.tickets import TicketKeys
 from twinport_service.config import Settings
+from twinport_service.foundation import Foundation
 from twinport_service.ledger_memory import MemoryLedger
-from twinport_service.server import Foundation
 from twinport_service.storage.contract import OnDone, OnProgress, UploadSpec
 from twinport_service.storage.memory import MemoryStorage
 

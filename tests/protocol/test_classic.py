@@ -376,9 +376,7 @@ def play(server: ClassicServer, transcript: list[object]) -> None:
 
 
 @given(st.lists(commands, max_size=8), st.lists(st.integers(1, 40), min_size=1), st.binary(max_size=40))
-def test_any_split_of_the_bytes_gives_the_same_session(
-    said: list[Command], cuts: list[int], garbage: bytes
-) -> None:
+def test_any_split_of_the_bytes_gives_the_same_session(said: list[Command], cuts: list[int], garbage: bytes) -> None:
     stream = b"".join(map(format_command, said)) + garbage + b"\n"
     whole: list[object] = []
     server = fed(stream)

@@ -26,8 +26,9 @@ from twinport_protocol.errors import ErrorCode, Refusal
 from twinport_protocol.segments import Manifest
 from twinport_protocol.tickets import TicketKeys
 from twinport_service.config import Settings
+from twinport_service.foundation import Foundation
 from twinport_service.ledger_memory import MemoryLedger
-from twinport_service.server import Foundation, Server
+from twinport_service.server import Server
 from twinport_service.storage.contract import OnDone, OnProgress, Published, UploadSpec
 from twinport_service.storage.memory import MemoryStorage
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from twinport_protocol.tickets import TicketKeys
 from twinport_service.config import Settings
-from twinport_service.foundation import OWN_DIRECTORY
+from twinport_service.embedded import OWN_DIRECTORY
+from twinport_service.foundation import Foundation
 from twinport_service.ledger_memory import MemoryLedger
 from twinport_service.ledger_sqlite import SqliteLedger
-from twinport_service.server import Foundation
 from twinport_service.storage.local import LocalStorage
 from twinport_service.storage.memory import MemoryStorage
 from twinport_service.usage import UsageBook

@@ -10,9 +10,10 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from twinport_service.config import Settings
-from twinport_service.foundation import OWN_DIRECTORY
+from twinport_service.embedded import OWN_DIRECTORY
+from twinport_service.foundation import Foundation
 from twinport_service.log import configure_logging
-from twinport_service.server import Foundation, Server
+from twinport_service.server import Server
 from twinport_service.storage.memory import MemoryStorage
 
 _T = TypeVar("_T")

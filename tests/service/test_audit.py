@@ -411,9 +411,7 @@ def test_that_young_lines_go_is_told(directory: Path, log_stream: io.StringIO) -
     assert log_stream.getvalue().count("less than 7 days old") == 1, "once an hour"
 
 
-def test_that_old_lines_go_is_not(
-    directory: Path, log_stream: io.StringIO, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_that_old_lines_go_is_not(directory: Path, log_stream: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
     real = time.time
     monkeypatch.setattr(time, "time", lambda: real() + 8 * 86_400)
     log = AuditLog(directory, max_bytes=1000, keep=1)

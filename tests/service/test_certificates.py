@@ -31,7 +31,7 @@ from twinport_service.certificates import (
     switch_over,
     warn_of_expiry,
 )
-from twinport_service.foundation import OWN_DIRECTORY
+from twinport_service.embedded import OWN_DIRECTORY
 from twinport_service.log import configure_logging
 from twinport_service.tls import TlsKeeper, load_material
 

@@ -12,8 +12,8 @@ from twinport_protocol.errors import ErrorCode
 from twinport_protocol.frames import LAST, AckStatus, FrameType
 from twinport_protocol.messages import Reply, ReplyKind, Verb
 from twinport_protocol.segments import MIN_SEGMENT_BYTES, digest_of
+from twinport_service.foundation import Foundation
 from twinport_service.ledger_memory import MemoryLedger
-from twinport_service.server import Foundation
 from twinport_service.storage.contract import SMALL_BYTES
 from twinport_service.storage.memory import MemoryStorage
 

@@ -13,8 +13,8 @@ import pytest
 from twinport_protocol.errors import ErrorCode
 from twinport_protocol.messages import ReplyKind, Verb
 from twinport_protocol.segments import digest_of
+from twinport_service.foundation import Foundation
 from twinport_service.ledger_memory import MemoryLedger
-from twinport_service.server import Foundation
 from twinport_service.storage.disk_door import DiskDoor
 from twinport_service.storage.local import LocalStorage
 

@@ -8,7 +8,7 @@ import threading
 import pytest
 from twinport_protocol.errors import ErrorCode, Refusal
 from twinport_service.access import ANONYMOUS
-from twinport_service.limits import CHANNEL_BOUNDS, Admission, Crowd, CrowdBounds, is_loopback, network_of
+from twinport_service.limits import CHANNEL_BOUNDS, Admission, Crowd, CrowdBounds
 
 
 def peer(address: str) -> tuple[str, int]:
@@ -32,29 +32,6 @@ class Visitors:
         with pytest.raises(Refusal) as refused:
             self.come(address)
         return refused.value
-
-
-@pytest.mark.parametrize(
-    ("address", "network"),
-    [
-        ("192.0.2.7", "192.0.2.7"),
-        ("::ffff:192.0.2.7", "192.0.2.7"),
-        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
-        ("2001:db8:1:2::9", "2001:db8:1:2::/64"),
-        ("fe80::1%eth0", "fe80::/64"),
-        ("::1", "::1"),
-        ("127.0.0.9", "127.0.0.9"),
-        ("", ""),
-    ],
-)
-def test_what_counts_as_one_address(address: str, network: str) -> None:
-    assert network_of((address, 1, 0, 0)) == network
-    assert is_loopback(network) is address.startswith(("127.", "::1"))
-
-
-def test_a_peer_without_an_address_is_one_too() -> None:
-    assert network_of("a socket pair") == "a socket pair"
-    assert not is_loopback("a socket pair")
 
 
 def test_the_513th_of_one_address_is_refused_and_others_are_not() -> None:

@@ -15,11 +15,11 @@ from twinport_protocol.errors import ErrorCode
 from twinport_protocol.frames import AckStatus
 from twinport_protocol.messages import Reply, ReplyKind, Verb
 from twinport_protocol.segments import MIN_SEGMENT_BYTES, digest_of
-from twinport_service.foundation import OWN_DIRECTORY
+from twinport_service.embedded import OWN_DIRECTORY
+from twinport_service.foundation import Foundation
 from twinport_service.ledger_memory import MemoryLedger
 from twinport_service.ledger_sqlite import SqliteLedger
 from twinport_service.quota import UNLIMITED, Quota
-from twinport_service.server import Foundation
 from twinport_service.storage.contract import SMALL_BYTES
 from twinport_service.storage.local import LocalStorage
 from twinport_service.storage.memory import MemoryStorage

@@ -17,7 +17,7 @@ from twinport_protocol.frames import LAST, AckStatus, FrameType
 from twinport_protocol.messages import ReplyKind, Verb
 from twinport_protocol.segments import MIN_SEGMENT_BYTES, digest_of
 from twinport_service.config import Settings
-from twinport_service.foundation import OWN_DIRECTORY
+from twinport_service.embedded import OWN_DIRECTORY
 
 from tests.service.conftest import StartServer
 from tests.service.daemon import Daemon, run_daemon, running_daemon

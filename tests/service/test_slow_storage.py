@@ -13,8 +13,8 @@ from twinport_protocol.messages import ReplyKind, Verb
 from twinport_protocol.names import RemoteName
 from twinport_protocol.segments import Manifest, digest_of
 from twinport_service import commit_watch
+from twinport_service.foundation import Foundation
 from twinport_service.ledger_memory import MemoryLedger
-from twinport_service.server import Foundation
 from twinport_service.storage.contract import Entry, OnDone, OnProgress, UploadSpec
 from twinport_service.storage.memory import MemoryStorage
 

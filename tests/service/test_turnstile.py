@@ -11,9 +11,7 @@ from twinport_service.turnstile import Turnstile
 class Guest:
     """Somebody who wants in, and what became of it."""
 
-    def __init__(
-        self, stile: Turnstile, seconds: float = 60.0, *, at_once: bool = False, network: str = ""
-    ) -> None:
+    def __init__(self, stile: Turnstile, seconds: float = 60.0, *, at_once: bool = False, network: str = "") -> None:
         self.state = "waits"
         self._at_once = at_once
         self.leave: Callable[[], None] = lambda: None

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from twinport_protocol.sniff import ALPN_CHANNEL, ALPN_CONTROL
 from twinport_service.certificates import make_own, own_files
-from twinport_service.server import Foundation
+from twinport_service.foundation import Foundation
 from twinport_service.tls import TlsKeeper
 
 from tests.service.raw_client import Address, RawChannel, RawControl

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import click
+from twinport_protocol.version import VERSION
 
 from twinport.errors import InterruptError, TwinportError
-from twinport.version import VERSION
 
 from .account import login, logout, quota, whoami
 from .context import INTERRUPTED, Settings, settings_from, shared_options

@@ -61,9 +61,7 @@ class AccountDatabase:
         self._now = now
         try:
             self._make_file()
-            self._database = sqlite3.connect(
-                path, isolation_level=None, check_same_thread=False, timeout=BUSY_SECONDS
-            )
+            self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=BUSY_SECONDS)
         except (OSError, sqlite3.Error) as error:
             raise AccountsUnusable(f"cannot open {path}: {error}. Mend its rights or restore it.") from None
         try:

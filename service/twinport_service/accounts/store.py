@@ -162,5 +162,3 @@ class AccountStore:
                 get_log().warning("[ACCOUNTS] A password keeps its old parameters", user=name, cause=str(error))
                 return
         self.refresh(force=True)
-
-

@@ -15,7 +15,6 @@ The tables have a fixed size; the entry that was not used for the longest time g
 
 from __future__ import annotations
 
-import ipaddress
 import math
 import threading
 from collections import OrderedDict
@@ -25,6 +24,8 @@ from typing import Generic, TypeVar
 
 from twinport_protocol.errors import ErrorCode, Refusal
 
+from twinport_service.networks import network_of
+
 TABLE_ENTRIES = 65_536
 MAX_DELAY_SECONDS = 30.0
 FORGET_SECONDS = 900.0
@@ -33,19 +34,6 @@ MAX_AT_ONCE = 8
 USER_BURST, NETWORK_BURST = 20, 40
 RATE_SECONDS = 1.0
 _T = TypeVar("_T")
-
-
-def network_of(peer: object) -> str:
-    """The network that a peer address counts as; all that have none are one."""
-    try:
-        address = ipaddress.ip_address(str(peer[0]).partition("%")[0])  # type: ignore[index]
-    except (ValueError, TypeError, IndexError, KeyError):
-        return ""
-    if isinstance(address, ipaddress.IPv4Address):
-        return str(address)
-    if address.ipv4_mapped is not None:
-        return str(address.ipv4_mapped)
-    return str(ipaddress.IPv6Network((address, 64), strict=False))
 
 
 class _Table(Generic[_T]):

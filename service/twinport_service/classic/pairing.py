@@ -178,9 +178,7 @@ class Pairing(Generic[ClaimT, ConnectionT]):
             return place.granted_at + (times.contended_seconds if place.waiting else times.alone_seconds)
         return _NEVER if place.settled_at is None else place.settled_at
 
-    def _fail(
-        self, place: _Place[ClaimT, ConnectionT], claim: ClaimT, code: ErrorCode, now: float
-    ) -> Failed[ClaimT]:
+    def _fail(self, place: _Place[ClaimT, ConnectionT], claim: ClaimT, code: ErrorCode, now: float) -> Failed[ClaimT]:
         self._clear(place, claim)
         place.settled_at = now + self._times.settle_seconds
         return Failed(claim, code)

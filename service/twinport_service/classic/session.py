@@ -27,10 +27,11 @@ from twinport_protocol.errors import ErrorCode, Refusal, RemoteProtocolError
 
 from twinport_service.limits import Admission
 from twinport_service.log import get_log, printable
+from twinport_service.networks import host_of
 
 from .commands import ClassicServices, Gone, record_refusal, serve_download, serve_list, serve_upload
 from .data import DataConnection, TransferRefusal, tune_socket
-from .turns import Turn, address_of
+from .turns import Turn
 
 WRITE_BUFFER_BYTES = 64 * 1024
 
@@ -89,7 +90,7 @@ class ClassicSession(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)  # noqa: S101 (asyncio's own promise for stream sockets)
         self._transport = transport
         self.peer = transport.get_extra_info("peername")
-        self.address = address_of(self.peer)
+        self.address = host_of(self.peer)
         transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
         sock = transport.get_extra_info("socket")
         with contextlib.suppress(OSError):  # the client may be gone already

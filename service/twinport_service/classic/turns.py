@@ -11,11 +11,11 @@ from typing import NamedTuple
 from twinport_protocol.errors import ErrorCode, Refusal
 
 from twinport_service.log import get_log
+from twinport_service.networks import host_of
 
 from .data import TransferRefusal
 from .pairing import Failed, Granted, Outcome, Paired, Pairing, PairingTimes
 
-_MAPPED_IPV4 = "::ffff:"
 _QUIET_ROUNDS = 64
 
 
@@ -123,7 +123,7 @@ class Turns:
 
     def accept(self, sock: socket.socket, peer: object) -> None:
         """A data connection came; it is paired, kept for a moment as a candidate, or closed."""
-        address = address_of(peer)
+        address = host_of(peer)
         self._arrivals += 1
         self._apply(self._pairing.arrive(Arrival(sock, peer), address, self._clock()))
         # What arrived in the same moment is told first: two candidates are nobody's.
@@ -168,9 +168,3 @@ def _explain(code: ErrorCode) -> Refusal:
     if code is ErrorCode.BUSY:
         return TransferRefusal(code, "two data connections came for one transfer; try again")
     return TransferRefusal(code, "no data connection came in time; try again")
-
-
-def address_of(peer: object) -> str:
-    """The host of a peer name; an IPv4 address mapped into IPv6 is the same host."""
-    host = str(peer[0]) if isinstance(peer, tuple) and peer else str(peer)
-    return host.removeprefix(_MAPPED_IPV4)

@@ -307,9 +307,7 @@ class Catalogue:
 
     def owned_after(self, path: str, limit: int) -> list[OwnedPath]:
         """Paths after ``path`` that belong to somebody, in their order."""
-        query = (
-            f"SELECT path, user, size FROM publications AS old WHERE path > ? AND {_OWNED} ORDER BY path LIMIT ?"  # noqa: S608
-        )
+        query = f"SELECT path, user, size FROM publications AS old WHERE path > ? AND {_OWNED} ORDER BY path LIMIT ?"  # noqa: S608
         with self._read_lock:
             return [OwnedPath(found, Owned(*owned)) for found, *owned in self._reader.execute(query, (path, limit))]
 

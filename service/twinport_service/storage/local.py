@@ -78,7 +78,6 @@ __all__ = [
 ]
 
 
-
 @dataclass(frozen=True)
 class Limits:
     """The bounds of a local storage."""

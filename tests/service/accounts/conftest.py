@@ -17,8 +17,8 @@ from twinport_service.accounts.passwords import make_hasher
 from twinport_service.accounts.records import Account, Key
 from twinport_service.accounts.store import AccountStore
 from twinport_service.audit import AuditLog
+from twinport_service.foundation import Foundation
 from twinport_service.ledger_memory import MemoryLedger
-from twinport_service.server import Foundation
 from twinport_service.storage.memory import MemoryStorage
 
 from tests.service.conftest import KEYS, settings_for

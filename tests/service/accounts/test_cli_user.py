@@ -18,7 +18,7 @@ from twinport_service.accounts.passwords import make_hasher
 from twinport_service.accounts.records import Account
 from twinport_service.accounts.words import format_bytes, parse_bytes, parse_count, parse_expiry
 from twinport_service.cli_user import user
-from twinport_service.foundation import open_foundation
+from twinport_service.embedded import open_foundation
 from twinport_service.quota import UNLIMITED, Quota
 
 from tests.service.accounts.conftest import PASSWORD, SshKey

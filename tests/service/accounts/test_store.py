@@ -18,7 +18,7 @@ from twinport_service.accounts.records import Account, Key
 from twinport_service.accounts.store import AccountStore, LoginMode
 from twinport_service.accounts.tokens import make_token
 from twinport_service.config import Settings
-from twinport_service.foundation import FoundationError, open_foundation
+from twinport_service.embedded import FoundationError, open_foundation
 from twinport_service.log import configure_logging
 from twinport_service.quota import UNLIMITED, Quota
 

@@ -14,7 +14,6 @@ from twinport_service.accounts.throttle import (
     TRUST_SECONDS,
     USER_BURST,
     Throttle,
-    network_of,
 )
 
 HERE = ("192.0.2.1", 5001)
@@ -171,26 +170,6 @@ def test_a_full_table_forgets_in_favour_of_the_one_held_up(clock: Clock) -> None
     for number in range(10):
         assert refused(throttle, "bob", other(number)) is None
     assert refused(throttle, "alice", HERE) is None
-
-
-@pytest.mark.parametrize(
-    ("one", "two", "same"),
-    [
-        ("2001:db8:1:2::1", "2001:db8:1:2:ffff::9", True),
-        ("2001:db8:1:2::1", "2001:db8:1:3::1", False),
-        ("192.0.2.1", "192.0.2.2", False),
-        ("::ffff:192.0.2.1", "192.0.2.1", True),
-        ("::ffff:192.0.2.1", "::ffff:192.0.2.2", False),
-        ("fe80::1%eth0", "fe80::2%eth1", True),
-    ],
-)
-def test_what_is_one_network(one: str, two: str, same: bool) -> None:
-    assert (network_of((one, 1)) == network_of((two, 2))) is same
-
-
-@pytest.mark.parametrize("peer", [None, "", (), ("",), "socket", 5])
-def test_what_has_no_address_is_one_network_too(peer: object) -> None:
-    assert network_of(peer) == ""
 
 
 def test_switched_off_it_holds_nobody_up(clock: Clock) -> None:

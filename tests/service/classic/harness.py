@@ -17,10 +17,11 @@ from twinport_service.classic.pairing import PairingTimes
 from twinport_service.classic.plane import ClassicLimits, ClassicPlane
 from twinport_service.classic.session import SessionLimits
 from twinport_service.config import Settings
+from twinport_service.foundation import Foundation
 from twinport_service.ledger import Ledger
 from twinport_service.ledger_memory import MemoryLedger
 from twinport_service.log import configure_logging
-from twinport_service.server import Foundation, Server
+from twinport_service.server import Server
 from twinport_service.storage.contract import Storage
 from twinport_service.storage.memory import MemoryStorage
 from twinport_service.uploads import UploadDesk

@@ -137,9 +137,7 @@ def test_a_planted_symlink_is_not_followed(
 
 
 @pytest.mark.parametrize("kind", ["pipe", "directory", "socket"])
-def test_what_is_no_file_is_refused_at_once(
-    server: RunningPlane, oracle: ClassicOracle, root: Path, kind: str
-) -> None:
+def test_what_is_no_file_is_refused_at_once(server: RunningPlane, oracle: ClassicOracle, root: Path, kind: str) -> None:
     if kind == "pipe":
         os.mkfifo(root / "odd")
     elif kind == "directory":
@@ -373,9 +371,7 @@ def test_a_bad_line_is_answered_and_the_session_goes_on(
 
 
 @pytest.mark.parametrize("flood", [b"HELP\n" * 11, b"\n" * 11])
-def test_a_client_that_only_talks_nonsense_is_closed(
-    server: RunningPlane, oracle: ClassicOracle, flood: bytes
-) -> None:
+def test_a_client_that_only_talks_nonsense_is_closed(server: RunningPlane, oracle: ClassicOracle, flood: bytes) -> None:
     with server.client() as client:
         client.control.sendall(flood)
         replies = b""

@@ -11,8 +11,8 @@ import pytest
 from twinport_service.audit import AuditLog
 from twinport_service.audit_reader import AuditReader
 from twinport_service.config import Settings
+from twinport_service.foundation import Foundation
 from twinport_service.ledger_memory import MemoryLedger
-from twinport_service.server import Foundation
 from twinport_service.storage.contract import Storage
 from twinport_service.storage.local import LocalStorage
 from twinport_service.storage.memory import MemoryStorage

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from twinport_service.config import Settings
-from twinport_service.foundation import FoundationError, open_foundation
+from twinport_service.embedded import FoundationError, open_foundation
 
 
 def close(root: Path, **changes: bool) -> None:
