@@ -34,7 +34,8 @@ from .channel_audit import ChannelAudit
 from .channel_download import Download, OpenReaders, Payload
 from .log import get_log
 from .storage.contract import Published
-from .uploads import UploadDesk, UploadHandle
+from .upload_handle import UploadHandle
+from .uploads import UploadDesk
 
 __all__ = ["INLINE_BYTES", "ChannelSession", "Payload", "Tally"]
 

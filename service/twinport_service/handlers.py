@@ -222,7 +222,7 @@ class Handlers:
             root = parse_hex(command.options.get("root"), DIGEST_BYTES)
             generation = parse_size(command.options.get("generation", "").encode())
             self._require_own(caller, upload_id)
-            self._desk.commit(caller.user, upload_id, generation, root, on_done, on_progress)
+            self._desk.committer.commit(caller.user, upload_id, generation, root, on_done, on_progress)
         except (Refusal, ProtocolError) as error:
             on_reply(self.turn_away(caller, command, error))
         except Exception:

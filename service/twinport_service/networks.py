@@ -14,20 +14,23 @@ def network_of(peer: object) -> str:
     (RFC 4291 §2.5.5.2) is the same as itself.
     """
     try:
-        address = ipaddress.ip_address(host_of(peer).partition("%")[0])
+        address = ipaddress.ip_address(_host(peer).partition("%")[0])
     except ValueError:
         return ""
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
     if isinstance(address, ipaddress.IPv4Address) or address.is_loopback:
         return str(address)
-    if address.ipv4_mapped is not None:
-        return str(address.ipv4_mapped)
     return str(ipaddress.IPv6Network((int(address) >> 64 << 64, 64)))
 
 
 def host_of(peer: object) -> str:
     """The host of a peer name, as it stands; an IPv4 address mapped into IPv6 is the same host."""
-    host = str(peer[0]) if isinstance(peer, tuple) and peer else ""
-    return host.removeprefix(_MAPPED_IPV4)
+    return _host(peer).removeprefix(_MAPPED_IPV4)
+
+
+def _host(peer: object) -> str:
+    return str(peer[0]) if isinstance(peer, tuple) and peer else ""
 
 
 def is_loopback(network: str) -> bool:

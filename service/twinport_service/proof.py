@@ -12,8 +12,8 @@ from blake3 import blake3
 from twinport_protocol.errors import ErrorCode, Refusal
 
 from .ledger import Ledger
+from .open_upload import OpenUpload
 from .storage.contract import Storage
-from .upload_handle import OpenUpload
 
 _READ_BYTES = 1024 * 1024
 

@@ -1,74 +1,18 @@
-"""One upload as a node knows it, and what a channel that is attached to it may do.
-
-Locks: an upload's ``lock`` guards its tables and is held for moments; a segment's ``lock`` is held while its bytes are
-hashed and stored, so that whoever takes the segment over, and a commit, waits for the write that is under way.
-"""
+"""What a channel that is attached to an upload may do."""
 
 from __future__ import annotations
 
-import secrets
-import threading
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from blake3 import blake3
 from twinport_protocol.errors import ErrorCode, Refusal
 from twinport_protocol.frames import AckStatus, Held
 from twinport_protocol.segments import Layout, digest_of
 
-from .ledger import SessionKey, UploadRecord
+from .open_upload import STAGING_IS_GONE, OpenUpload, Segment
 from .storage.contract import SMALL_BYTES, Buffer, OnDone, UploadSpec
 
 if TYPE_CHECKING:
     from .uploads import UploadDesk
-
-STAGING_IS_GONE = frozenset({ErrorCode.DISK_FULL, ErrorCode.UPLOAD_UNKNOWN})
-"""Refusals of the storage after which it holds nothing of the upload."""
-
-
-@dataclass
-class _Segment:
-    """A segment that is being written on this node."""
-
-    sealed: bool
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    owner: object = None
-    # The storage's word for this node's copy. Not the channel's: another channel may go on where one ended.
-    writer: int = field(default_factory=lambda: secrets.randbits(63))
-    received: int = 0
-    hasher: blake3 = field(default_factory=blake3)
-
-    def restart(self, owner: object) -> None:
-        self.owner = owner
-        self.received = 0
-        self.hasher = blake3()
-
-
-class OpenUpload:
-    """An upload as this node knows it."""
-
-    def __init__(self, record: UploadRecord, *, unproved: Mapping[int, bytes] | None = None) -> None:
-        self.spec = spec = record.spec
-        self.layout = Layout.of(spec.size)
-        self.lock = threading.Lock()
-        self.segments: dict[int, _Segment] = {}
-        # Small files are begun in the storage only if their bytes do not come all at once; a file of which there is
-        # a partial upload, only if its bytes come here and not there.
-        self.begun = spec.size > SMALL_BYTES and record.has_room
-        self.beginning = threading.Lock()
-        # Whether the ledger knows that its first piece has come.
-        self.claimed = False
-        # The session that has ended while a channel was attached and nothing had come yet.
-        self.orphan_of: SessionKey | None = None
-        self.closed = False
-        # The newest that this node has seen; what an older holder still has on its way is no more written.
-        self.generation = 0
-        self.attached = 0
-        self.waiting: list[OnDone] = []
-        # What was sealed before a restart counts only once its bytes were hashed again, by whoever holds the lock.
-        self.unproved = dict(sorted(unproved.items())) if unproved else {}
-        self.proving = threading.Lock()
 
 
 class UploadHandle:
@@ -140,7 +84,7 @@ class UploadHandle:
                 state.hasher.update(data)
                 state.received += len(data)
                 return
-        self._desk.drop(self._upload)
+        self._desk.table.drop(self._upload)
         raise lost
 
     def end_piece(self, segment: int, digest: bytes | None) -> AckStatus:
@@ -166,11 +110,13 @@ class UploadHandle:
         """A small file whose bytes are all in hand: verify, fence and publish. Refusals as ``end_piece``."""
         if digest_of(data) != digest:
             raise Refusal(ErrorCode.DIGEST_MISMATCH)
-        self._desk.commit_whole(self._upload, self._generation, data, digest, on_done)
+        self._desk.committer.commit_whole(self._upload, self._generation, data, digest, on_done)
 
     def commit(self, digest: bytes, on_done: OnDone) -> None:
         """Publish a one-segment upload whose only segment was sealed by this channel."""
-        self._desk.commit(self._upload.spec.user, self._upload.spec.upload_id, self._generation, digest, on_done)
+        self._desk.committer.commit(
+            self._upload.spec.user, self._upload.spec.upload_id, self._generation, digest, on_done
+        )
 
     def have(self) -> list[Held]:
         """What need not be sent again."""
@@ -181,14 +127,14 @@ class UploadHandle:
         """The attachment is over."""
         self._desk.detach(self._upload)
 
-    def _segment(self, segment: int) -> _Segment:
+    def _segment(self, segment: int) -> Segment:
         upload = self._upload
         state = upload.segments.get(segment)
         if state is None:
             # Sealed before a restart or on another node: immutable here too.
             sealed = segment in self._desk.ledger.sealed(upload.spec.upload_id)
             with upload.lock:
-                state = upload.segments.setdefault(segment, _Segment(sealed))
+                state = upload.segments.setdefault(segment, Segment(sealed))
         return state
 
     def _require_open(self) -> None:
@@ -197,7 +143,7 @@ class UploadHandle:
         if self._generation < self._upload.generation:
             raise Refusal(ErrorCode.FENCED)
 
-    def _require_owner(self, state: _Segment) -> None:
+    def _require_owner(self, state: Segment) -> None:
         if state.owner is not self or state.sealed:
             self._desk.ledger.check(self.spec.upload_id, self._generation)  # says so if it is the upload that is lost
             raise Refusal(ErrorCode.BAD_STATE, "the segment was taken over")

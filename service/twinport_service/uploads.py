@@ -10,22 +10,19 @@ from __future__ import annotations
 import secrets
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 
 from twinport_protocol.errors import ErrorCode, Refusal
 from twinport_protocol.frames import Held
 from twinport_protocol.names import RemoteName
-from twinport_protocol.segments import Manifest
 from twinport_protocol.upload import UploadState
 
+from .committing import Committer, fence, is_of
 from .ledger import Ledger, SessionKey, UploadRecord
-from .log import get_log
+from .open_upload import STAGING_IS_GONE, OpenUpload, UploadTable
 from .proof import Prover
 from .room import Floors, Room
-from .storage.contract import SMALL_BYTES, FileMarks, OnDone, OnProgress, Published, Storage, UploadSpec
-from .upload_handle import STAGING_IS_GONE, OpenUpload, UploadHandle
-
-__all__ = ["OpenUpload", "UploadDesk", "UploadHandle"]
+from .storage.contract import SMALL_BYTES, FileMarks, Published, Storage, UploadSpec
+from .upload_handle import UploadHandle
 
 _OPENING_LOCKS = 16
 
@@ -43,8 +40,8 @@ class UploadDesk:
         self.room = Room(storage.free_bytes, storage.free_files, floors or Floors())
         self._prover = Prover(storage, ledger)
         self._node = secrets.token_hex(8)
-        self._uploads: dict[bytes, OpenUpload] = {}
-        self._lock = threading.Lock()
+        self.table = UploadTable(ledger)
+        self.committer = Committer(storage, ledger, self._prover, self.table)
         # So that an upload comes and goes in ledger and storage together, however often that is asked for at once.
         self._opening = [threading.Lock() for _ in range(_OPENING_LOCKS)]
 
@@ -61,7 +58,7 @@ class UploadDesk:
                 continue
             if record.state is UploadState.COMMITTING:
                 self.ledger.reopen(upload_id)
-            self._uploads[upload_id] = OpenUpload(record, unproved=self.ledger.sealed(upload_id))
+            self.table.known(record, self.ledger.sealed(upload_id))
 
     def interrupt(self) -> None:
         """The server stops: whatever is being hashed ends with ``ShuttingDown``."""
@@ -88,7 +85,7 @@ class UploadDesk:
             is_new = self.ledger.load(spec.upload_id) is None
             done = self.storage.finished(spec.upload_id)
             if done is not None:
-                if not _is_of(done, spec.user, spec.name, spec.size) or spec.root not in (None, done.root):
+                if not is_of(done, spec.user, spec.name, spec.size) or spec.root not in (None, done.root):
                     raise Refusal(ErrorCode.DENIED, "the upload id has published another file")
                 return done
             record = self.ledger.begin(spec, reserve, self._key(session))
@@ -115,7 +112,7 @@ class UploadDesk:
                     self._begin(upload.spec)
                 except Refusal as refusal:
                     if refusal.code in STAGING_IS_GONE:
-                        self.forget(upload)
+                        self.table.forget(upload)
                     raise
             upload.begun = upload.claimed = True
 
@@ -143,7 +140,7 @@ class UploadDesk:
         another user's, or of another name or size), ``UploadClosed``."""
         done = self.storage.finished(upload_id)
         if done is not None:
-            if not _is_of(done, user, name, size):
+            if not is_of(done, user, name, size):
                 raise Refusal(ErrorCode.UPLOAD_UNKNOWN, "it has published another file")
             return done
         known = self.ledger.load(upload_id)
@@ -160,32 +157,20 @@ class UploadDesk:
     def attach(self, upload_id: bytes, generation: int, user: str) -> UploadHandle:
         """A channel joins. The ledger knows uploads of other nodes too. ``UploadUnknown``, ``Fenced``,
         ``UploadClosed``."""
-        with self._lock:
-            upload = self._uploads.get(upload_id)
-            if upload is None:
-                record = self.ledger.load(upload_id)
-                if record is None or record.spec.user != user:
-                    raise Refusal(ErrorCode.UPLOAD_UNKNOWN)
-                upload = self._uploads[upload_id] = OpenUpload(record)
-            upload.attached += 1
+        upload = self.table.join(upload_id, user)
         try:
             self.ledger.check(upload_id, generation)
         except Refusal:
             self.detach(upload)
             raise
-        with self._lock:
+        with upload.lock:
             upload.generation = max(upload.generation, generation)
         return UploadHandle(self, upload, generation)
 
     def detach(self, upload: OpenUpload) -> None:
         """A channel left. An upload that the ledger has forgotten is forgotten here too; one that has neither a session
         nor a piece ends."""
-        with self._lock:
-            upload.attached -= 1
-            is_left = upload.attached <= 0
-            if is_left and self.ledger.load(upload.spec.upload_id) is None:
-                self._uploads.pop(upload.spec.upload_id, None)
-            session = upload.orphan_of if is_left else None
+        session = self.table.leave(upload)
         if session is not None:
             self._abandon(upload.spec.upload_id, session)
 
@@ -197,26 +182,22 @@ class UploadDesk:
         is unknown, and asks again as well."""
         session = (self._node, number)
         for upload_id in self.ledger.untouched(session):
-            with self._lock:
-                upload = self._uploads.get(upload_id)
-                if upload is not None and upload.attached > 0:
-                    upload.orphan_of = session
-                    continue
-            self._abandon(upload_id, session)
+            if not self.table.orphan(upload_id, session):
+                self._abandon(upload_id, session)
 
     def _abandon(self, upload_id: bytes, session: SessionKey) -> None:
         with self._opening[upload_id[0] % _OPENING_LOCKS]:
             record = self.ledger.abandon(upload_id, session)
             if record is None:
                 return
-            upload = self._known(record)
+            upload = self.table.known(record)
             upload.closed = True
-            _await_writes(upload)
+            upload.await_writes()
             try:
                 if record.spec.size > SMALL_BYTES:
                     self.storage.abort(upload_id)
             finally:
-                self.forget(upload)
+                self.table.forget(upload)
 
     def have(self, upload: OpenUpload) -> list[Held]:
         """Sealed segments, hashed again first if a restart lies between, and the prefixes of unfinished ones."""
@@ -235,144 +216,6 @@ class UploadDesk:
 
     # ending ----------------------------------------------------------------------------------------------------------
 
-    def commit(
-        self,
-        user: str,
-        upload_id: bytes,
-        generation: int,
-        root: bytes,
-        on_done: OnDone,
-        on_progress: OnProgress | None = None,
-    ) -> None:
-        """Fence, verify, publish. Returns when the publication is under way; ``on_done`` tells its outcome.
-
-        Repeatable: while one is under way its outcome is shared, and a finished upload answers what it published.
-        Refusals: ``Incomplete`` and ``RootMismatch`` (open again, or finished with another root), ``Fenced``,
-        ``UploadClosed``, ``UploadUnknown``, ``Busy``.
-        """
-
-        def tell(outcome: Published | Refusal) -> None:
-            on_done(_checked(outcome, user, root))
-
-        def tell_repeated(outcome: Published | Refusal) -> None:
-            tell(replace(outcome, is_repeated=True) if isinstance(outcome, Published) else outcome)
-
-        record = self.ledger.load(upload_id)
-        if record is None or record.spec.user != user:
-            self._answer_finished(upload_id, Refusal(ErrorCode.UPLOAD_UNKNOWN), tell)
-            return
-        upload = self._known(record)
-        with upload.lock:
-            refused = self._fence(upload_id, generation)
-            if refused is None:
-                upload.closed = True
-                upload.spec = record.spec  # as of the generation that commits
-            shares = refused is None or (refused.code is ErrorCode.UPLOAD_CLOSED and bool(upload.waiting))
-            if shares:
-                upload.waiting.append(tell if refused is None else tell_repeated)
-        if refused is None:
-            self._publish(upload, root, on_progress)
-        elif not shares:
-            self._answer_finished(upload_id, refused, tell)
-
-    def _fence(self, upload_id: bytes, generation: int) -> Refusal | None:
-        try:
-            self.ledger.fence(upload_id, generation)
-        except Refusal as refusal:
-            return refusal
-        return None
-
-    def _answer_finished(self, upload_id: bytes, refused: Refusal, on_done: OnDone) -> None:
-        """An upload that cannot be committed: perhaps because it is finished, perhaps it soon will be."""
-        done = self.storage.finished(upload_id)
-        if done is not None:
-            on_done(done)
-        elif refused.code is ErrorCode.UPLOAD_CLOSED:  # under way on another node
-            raise Refusal(ErrorCode.BUSY, "commit under way", retry_seconds=1)
-        else:
-            raise refused
-
-    def _publish(self, upload: OpenUpload, root: bytes, on_progress: OnProgress | None) -> None:
-        try:
-            manifest = self._sealed_manifest(upload, root)
-            self.storage.commit(upload.spec, manifest, lambda outcome: self._settle(upload, outcome), on_progress)
-        except Refusal as refusal:
-            self._settle(upload, refusal)
-        except Exception:
-            get_log().exception("[UPLOAD] Internal error", name=upload.spec.name)
-            self._settle(upload, Refusal(ErrorCode.INTERNAL))
-
-    def commit_whole(self, upload: OpenUpload, generation: int, data: bytes, digest: bytes, on_done: OnDone) -> None:
-        """As :meth:`commit`, of a small file that never was staged."""
-        if upload.spec.root not in (None, digest):
-            raise Refusal(ErrorCode.ROOT_MISMATCH)
-        self.ledger.fence(upload.spec.upload_id, generation)
-        with upload.lock:
-            upload.closed = True
-        _await_writes(upload)
-
-        def settle(outcome: Published | Refusal) -> None:
-            # Whatever the outcome, nothing of it is kept: the client holds all the bytes and sends them again.
-            self.forget(upload)
-            if upload.begun:
-                self.storage.abort(upload.spec.upload_id)
-            if isinstance(outcome, Published):
-                spec = upload.spec
-                if not _is_of(outcome, spec.user, spec.name, spec.size) or outcome.root != digest:
-                    outcome = Refusal(ErrorCode.DENIED, "the upload id has published another file")
-            on_done(outcome)
-
-        try:
-            self.storage.commit_small(upload.spec, data, digest, settle)
-        except Refusal as refusal:
-            settle(refusal)
-        except Exception:
-            get_log().exception("[UPLOAD] Internal error", name=upload.spec.name)
-            settle(Refusal(ErrorCode.INTERNAL))
-
-    def _known(self, record: UploadRecord) -> OpenUpload:
-        with self._lock:
-            return self._uploads.setdefault(record.spec.upload_id, OpenUpload(record))
-
-    def _sealed_manifest(self, upload: OpenUpload, root: bytes) -> Manifest:
-        _await_writes(upload)  # before its bytes can become the file
-        self._prover.prove(upload)
-        sealed = self.ledger.sealed(upload.spec.upload_id)
-        if len(sealed) < upload.layout.count:
-            raise Refusal(ErrorCode.INCOMPLETE, f"{len(sealed)} of {upload.layout.count} segments")
-        manifest = Manifest(upload.spec.size, b"".join(sealed[number] for number in range(upload.layout.count)))
-        if manifest.root != root or upload.spec.root not in (None, root):
-            raise Refusal(ErrorCode.ROOT_MISMATCH)
-        return manifest
-
-    def _settle(self, upload: OpenUpload, outcome: Published | Refusal) -> None:
-        with upload.lock:  # first: whoever commits anew from here on waits for an outcome of its own
-            waiting, upload.waiting = upload.waiting, []
-        if isinstance(outcome, Published) or outcome.code in STAGING_IS_GONE:
-            self.forget(upload)
-        else:
-            upload.closed = False
-            self.ledger.reopen(upload.spec.upload_id)
-        for on_done in waiting:
-            on_done(outcome)
-
-    def forget(self, upload: OpenUpload) -> None:
-        """An upload is over: published, or its bytes are gone. No handle writes for it any more."""
-        upload.closed = True
-        self.ledger.finish(upload.spec.upload_id)
-        with self._lock:
-            self._uploads.pop(upload.spec.upload_id, None)
-
-    def drop(self, upload: OpenUpload) -> None:
-        """Its bytes are gone, in mid write. The id is free only when no other write is under way: it may be opened
-        anew at once, and must not get what was meant for this one. For a caller that holds no segment."""
-        with upload.lock:
-            if upload.closed:
-                return
-            upload.closed = True
-        _await_writes(upload)
-        self.forget(upload)
-
     def abort(self, user: str, upload_id: bytes, generation: int | None = None) -> None:
         """Forget an upload; writes under way end, later ones get ``UploadClosed`` or ``UploadUnknown``. Harmless when
         unknown.
@@ -385,24 +228,24 @@ class UploadDesk:
 
     def _abort(self, record: UploadRecord, generation: int) -> None:
         upload_id = record.spec.upload_id
-        upload = self._known(record)
+        upload = self.table.known(record)
         with upload.lock:
             # The fence decides between this and a commit, on whichever node that is.
-            refused = self._fence(upload_id, generation)
+            refused = fence(self.ledger, upload_id, generation)
             if refused is None:
                 upload.closed = True
         if refused is not None and refused.code is not ErrorCode.UPLOAD_UNKNOWN:
             raise refused
-        _await_writes(upload)
+        upload.await_writes()
         self.storage.abort(upload_id)
-        self.forget(upload)
+        self.table.forget(upload)
 
     def sweep(self, older_than: float, on_abort: Callable[[UploadRecord], None] | None = None) -> int:
         """Abort open uploads not touched since ``older_than`` (seconds since the epoch) and without a channel; how
         many."""
         count = 0
         for record in self.ledger.open_uploads():
-            upload = self._uploads.get(record.spec.upload_id)
+            upload = self.table.find(record.spec.upload_id)
             if record.touched_at < older_than and record.state is UploadState.OPEN and not (upload and upload.attached):
                 try:
                     self.abort(record.spec.user, record.spec.upload_id)
@@ -412,24 +255,3 @@ class UploadDesk:
                 if on_abort is not None:
                     on_abort(record)
         return count
-
-
-def _is_of(done: Published, user: str, name: str, size: int) -> bool:
-    """Whether what an id has published is what is asked about: ids are drawn by clients, and proof of nothing."""
-    return (done.user, done.name, done.size) == (user, name, size)
-
-
-def _checked(outcome: Published | Refusal, user: str, root: bytes) -> Published | Refusal:
-    """The outcome as an answer to a COMMIT with that root: perhaps it is that of another one, before or meanwhile."""
-    if not isinstance(outcome, Published):
-        return outcome
-    if outcome.user != user:
-        return Refusal(ErrorCode.UPLOAD_UNKNOWN, "it has published another user's file")
-    return outcome if outcome.root == root else Refusal(ErrorCode.ROOT_MISMATCH, "it has published other bytes")
-
-
-def _await_writes(upload: OpenUpload) -> None:
-    """Let the writes end that are under way; the upload is closed, so that no more follow."""
-    for state in list(upload.segments.values()):
-        with state.lock:
-            pass

@@ -16,7 +16,8 @@ from twinport_protocol.segments import MIN_SEGMENT_BYTES, digest_of
 from twinport_service.ledger_memory import MemoryLedger
 from twinport_service.storage.contract import UploadSpec
 from twinport_service.storage.memory import MemoryStorage
-from twinport_service.uploads import UploadDesk, UploadHandle
+from twinport_service.upload_handle import UploadHandle
+from twinport_service.uploads import UploadDesk
 
 from tests.service.raw_client import await_true
 

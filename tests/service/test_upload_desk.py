@@ -15,7 +15,8 @@ from twinport_protocol.segments import MIN_SEGMENT_BYTES, Manifest, digest_of
 from twinport_service.ledger_memory import MemoryLedger
 from twinport_service.storage.contract import Buffer, OnDone, OnProgress, Published, UploadSpec
 from twinport_service.storage.memory import MemoryStorage
-from twinport_service.uploads import UploadDesk, UploadHandle
+from twinport_service.upload_handle import UploadHandle
+from twinport_service.uploads import UploadDesk
 
 from tests.service.raw_client import await_true, root_of_data
 
@@ -104,7 +105,7 @@ def test_a_holder_that_is_fenced_while_it_seals_spoils_nothing() -> None:
         old.end_piece(0, digest_of(stale))
     assert refused.value.code is ErrorCode.FENCED
     outcomes: list[Published | Refusal] = []
-    there.commit(USER, UPLOAD, 2, digest_of(data), outcomes.append)
+    there.committer.commit(USER, UPLOAD, 2, digest_of(data), outcomes.append)
     assert isinstance(outcomes[0], Published)
     assert read(storage) == data
 
@@ -122,7 +123,7 @@ def test_two_nodes_that_seal_one_segment_at_once_publish_the_copy_that_was_first
     assert mine.end_piece(0, digest_of(late)) is AckStatus.DUPLICATE
     assert sealed == [AckStatus.SEALED]
     outcomes: list[Published | Refusal] = []
-    here.commit(USER, UPLOAD, 1, digest_of(data), outcomes.append)
+    here.committer.commit(USER, UPLOAD, 1, digest_of(data), outcomes.append)
     assert isinstance(outcomes[0], Published)
     assert read(storage) == data
 
@@ -178,7 +179,7 @@ def test_a_full_disk_in_mid_upload_forgets_the_upload() -> None:
     assert refused.value.code is ErrorCode.UPLOAD_UNKNOWN
     assert not ledger.open_uploads()
     handle.detach()
-    assert not desk._uploads
+    assert desk.table.find(UPLOAD) is None
 
 
 def test_no_handle_of_an_upload_whose_bytes_were_lost_writes_into_the_one_that_has_its_id_next() -> None:
@@ -203,7 +204,7 @@ def test_no_handle_of_an_upload_whose_bytes_were_lost_writes_into_the_one_that_h
         old.write(1, 500, b"Z" * 500)
     assert refused.value.code is ErrorCode.UPLOAD_CLOSED
     outcomes: list[Published | Refusal] = []
-    desk.commit(USER, UPLOAD, 1, root_of_data(data), outcomes.append)
+    desk.committer.commit(USER, UPLOAD, 1, root_of_data(data), outcomes.append)
     assert isinstance(outcomes[0], Published), outcomes
     assert read(storage) == data
 
@@ -216,7 +217,7 @@ def test_a_finished_upload_is_told_to_its_user_alone_and_under_its_root_alone() 
     send(desk.attach(UPLOAD, 1, USER), data)
     outcomes: list[Published | Refusal] = []
     for user, root in ((USER, digest_of(data)), ("mallory", digest_of(data)), (USER, bytes(32))):
-        desk.commit(user, UPLOAD, 1, root, outcomes.append)
+        desk.committer.commit(user, UPLOAD, 1, root, outcomes.append)
     assert [getattr(outcome, "code", None) for outcome in outcomes] == [
         None,
         ErrorCode.UPLOAD_UNKNOWN,
@@ -248,7 +249,7 @@ def test_a_commit_that_waits_for_another_one_is_answered_for_its_own_root() -> N
     send(desk.attach(UPLOAD, 1, USER), data)
     outcomes: list[Published | Refusal] = []
     for root in (digest_of(data), bytes(32)):
-        desk.commit(USER, UPLOAD, 1, root, outcomes.append)
+        desk.committer.commit(USER, UPLOAD, 1, root, outcomes.append)
     held.pop()()
     assert isinstance(outcomes[0], Published)
     assert isinstance(outcomes[1], Refusal)
@@ -270,8 +271,8 @@ def test_whoever_waits_for_a_commit_that_fails_is_told() -> None:
     desk.open(spec_of(len(data)))
     send(desk.attach(UPLOAD, 1, USER), data)
     outcomes: list[Published | Refusal] = []
-    desk.commit(USER, UPLOAD, 1, digest_of(data), outcomes.append)
-    desk.commit(USER, UPLOAD, 1, digest_of(data), outcomes.append)
+    desk.committer.commit(USER, UPLOAD, 1, digest_of(data), outcomes.append)
+    desk.committer.commit(USER, UPLOAD, 1, digest_of(data), outcomes.append)
     with pytest.raises(Refusal) as refused:
         desk.abort(USER, UPLOAD, 1)
     assert refused.value.code is ErrorCode.UPLOAD_CLOSED

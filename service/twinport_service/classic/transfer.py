@@ -15,7 +15,8 @@ from twinport_protocol.segments import Manifest, digest_of
 from twinport_service.access import ANONYMOUS
 from twinport_service.buffers import BufferPool
 from twinport_service.storage.contract import SMALL_BYTES, Published, Reader, UploadSpec
-from twinport_service.uploads import UploadDesk, UploadHandle
+from twinport_service.upload_handle import UploadHandle
+from twinport_service.uploads import UploadDesk
 
 from .data import DataConnection
 
@@ -77,7 +78,7 @@ def receive_upload(data: DataConnection, desk: UploadDesk, opened: OpenedUpload,
             else:
                 root = _receive_segments(data, handle, buffers)
                 data.refuse_more()
-                desk.commit(opened.spec.user, opened.spec.upload_id, opened.generation, root, on_done)
+                desk.committer.commit(opened.spec.user, opened.spec.upload_id, opened.generation, root, on_done)
             return outcome.result()
         finally:
             handle.detach()
