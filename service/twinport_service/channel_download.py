@@ -10,7 +10,7 @@ from twinport_protocol.names import RemoteName
 from twinport_protocol.segments import Layout
 from twinport_protocol.tickets import Ticket
 
-from .storage.contract import Reader, Storage
+from .storage.contract import Reader, SendingReader, Storage
 
 OPEN_READERS = 16
 """Readers kept open for the downloads used last: of as many files a client asks in turn without reopening any."""
@@ -20,7 +20,7 @@ OPEN_READERS = 16
 class Payload:
     """Bytes that the owner of the socket moves itself, after everything that stands before them in ``outgoing``."""
 
-    reader: Reader
+    reader: SendingReader
     offset: int
     remaining: int
     release: Callable[[], None]
@@ -87,7 +87,7 @@ class Download:
         """Its reader, for now. ``VersionGone``, ``Denied``."""
         return self._readers.take(self)
 
-    def payload(self, reader: Reader, position: int, length: int) -> Payload:
+    def payload(self, reader: SendingReader, position: int, length: int) -> Payload:
         """Bytes for the owner of the socket to move; the reader stays open for them."""
         self._payloads += 1
         return Payload(reader, position, length, self._release)

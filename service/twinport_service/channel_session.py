@@ -33,7 +33,7 @@ from .access import Act, Decide, allow_all, require
 from .channel_audit import ChannelAudit
 from .channel_download import Download, OpenReaders, Payload
 from .log import get_log
-from .storage.contract import Published
+from .storage.contract import Published, SendingReader
 from .upload_handle import UploadHandle
 from .uploads import UploadDesk
 
@@ -242,7 +242,7 @@ class ChannelSession:
         try:
             download, position = self._readable(get, offset)
             reader = download.reader()
-            if reader.zero_copy and length > INLINE_BYTES:
+            if length > INLINE_BYTES and isinstance(reader, SendingReader):
                 self.outgoing.append(self._wire.segment_header(get, offset, length, last=last))
                 self.outgoing.append(download.payload(reader, position, length))
             else:

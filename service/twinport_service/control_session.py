@@ -1,18 +1,14 @@
 """One twinport/2 control connection on the event loop: lines in, handlers asked, lines out.
 
-Commands that may wait for a disk go to worker threads, many of them in one job, at most ``_JOBS`` jobs of a session
-at a time; their replies come back in one write. COMMITs take as long as the disk does, and what must
-hash a file first as long as the file is large: each kind has a lane of its own and holds up nothing else. A session
-that does not read its replies is not read either. What comes behind a LOGIN waits for its outcome; the rest about
-logins is in :mod:`login_gate`.
+Commands that may wait for a disk are run by :mod:`session_jobs`. A session that does not read its replies is not read
+either. What comes behind a LOGIN waits for its outcome; the rest about logins is in :mod:`login_gate`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from twinport_protocol.control import BadLine, ControlServer, ControlState, Greeting
 from twinport_protocol.errors import ErrorCode, Refusal, RemoteProtocolError
@@ -20,18 +16,13 @@ from twinport_protocol.messages import Command, Reply, ReplyKind, Verb, format_r
 
 from .access import ANONYMOUS
 from .accounts.authenticator import LoggedIn
-from .commit_watch import CommitWatch
 from .control_services import ControlServices
 from .handlers import Caller
 from .limits import BUSY_SOON_SECONDS, Admission
 from .log import get_log
 from .login_gate import LoginGate
-from .side_lane import SideLane
-from .storage.contract import HashingNeeded
+from .session_jobs import SessionJobs
 
-_JOBS = 2
-_COMMITS = 16
-_BATCH = 64
 _EVENTS_IN_A_ROW = 256
 
 
@@ -41,9 +32,9 @@ class ControlSession(asyncio.Protocol):
     ``certificate_sha256`` is the hash of the certificate that the client was shown; None on a plaintext connection."""
 
     __slots__ = (
-        "_caller", "_certificate_sha256", "_closing", "_commits", "_gate", "_has_uploads", "_hashings", "_jobs",
-        "_listing", "_login_deadline", "_more_to_come", "_peer", "_queue", "_reading", "_services", "_transport",
-        "_wire", "_writable", "admission", "deadline", "loop", "number",
+        "_caller", "_certificate_sha256", "_closing", "_gate", "_has_uploads", "_jobs", "_login_deadline",
+        "_more_to_come", "_peer", "_reading", "_services", "_transport", "_wire", "_writable", "admission", "deadline",
+        "loop", "number",
     )  # fmt: skip
 
     def __init__(self, services: ControlServices, certificate_sha256: bytes | None = None) -> None:
@@ -57,12 +48,8 @@ class ControlSession(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._caller: Caller | None = None
         self._peer: object = None
-        self._queue: deque[Command] = deque()
-        self._jobs = 0
+        self._jobs = SessionJobs(services, self)
         self._has_uploads = False
-        self._commits = SideLane(_COMMITS, self._start_commit)
-        self._hashings = SideLane(1, self._start_hashing)
-        self._listing = False
         self._more_to_come = False
         self._reading = True
         self._writable = True
@@ -87,7 +74,7 @@ class ControlSession(asyncio.Protocol):
         del exc
         self._closing = True
         self._wire.close()
-        self._drop_waiting()
+        self._jobs.clear()
         self._transport = None
         if self.admission is not None:
             self.admission.close()
@@ -96,7 +83,7 @@ class ControlSession(asyncio.Protocol):
 
     def _end_uploads(self) -> None:
         """What it has opened and never sent ends a while after the session; what still runs may yet open more."""
-        if self._has_uploads and not self._jobs:
+        if self._has_uploads and not self._jobs.may_open:
             self._has_uploads = False
             self.loop.call_later(self._services.times.unsent_seconds, self._services.end_uploads, self.number)
 
@@ -152,7 +139,8 @@ class ControlSession(asyncio.Protocol):
             out.append(format_reply(Reply(0, ReplyKind.ERROR, code=error.code)))
             self._end()
         self._write(out)
-        self._start_jobs()
+        if self._writable and self._caller is not None:
+            self._jobs.start(self._caller)
         self._regulate()
         self._close_when_done()
 
@@ -191,7 +179,7 @@ class ControlSession(asyncio.Protocol):
         if reply is not None:
             out.append(self._wire.reply(reply))
         else:
-            self._queue.append(command)
+            self._jobs.add(command)
 
     def _log_in(self, caller: Caller, command: Command, out: list[bytes]) -> None:
         command_id = command.id  # so that nothing here keeps the secret
@@ -201,7 +189,6 @@ class ControlSession(asyncio.Protocol):
 
         refusal = self._gate.begin(command, on_outcome)
         if refusal is None:
-            self._jobs += 1
             return
         out.append(self._wire.reply(self._services.handlers.turn_away(caller, command, refusal)))
         self._end_if_spent(out)
@@ -219,7 +206,7 @@ class ControlSession(asyncio.Protocol):
             self._caller = self._caller_of(outcome.user)
         rest: list[bytes] = []
         self._end_if_spent(rest)
-        self.job_done([reply], rest)
+        self.answer([reply], rest)
 
     def _end_if_spent(self, out: list[bytes]) -> None:
         if self._gate.is_spent:
@@ -228,71 +215,8 @@ class ControlSession(asyncio.Protocol):
 
     def _end(self) -> None:
         self._wire.close()
-        self._drop_waiting()
+        self._jobs.clear()
         self._closing = True
-
-    def _start_jobs(self) -> None:
-        while self._queue and self._writable and self._caller is not None:
-            verb = self._queue[0].verb
-            if verb is Verb.COMMIT:
-                self._commits.add((self._caller, self._queue.popleft()))
-            elif self._jobs >= _JOBS:
-                return
-            elif verb is Verb.LIST:
-                # A page is large: they are made one at a time, about as fast as they are read.
-                if self._listing:
-                    return
-                self._listing = True
-                self._jobs += 1
-                turns = self._services.handlers.list_in_turns(self._caller, self._queue.popleft())
-                self._services.lister.submit(self._run_list, turns)
-            else:
-                batch: list[Command] = []
-                while self._queue and len(batch) < _BATCH and self._queue[0].verb not in _ALONE:
-                    batch.append(self._queue.popleft())
-                self._jobs += 1
-                self._services.executor.submit(self._run_batch, self._caller, batch)
-
-    def _run_batch(self, caller: Caller, batch: list[Command]) -> None:
-        replies: list[Reply] = []
-        deferred: list[tuple[Caller, Command]] = []
-        for command in batch:
-            try:
-                replies += self._services.handlers.slow(caller, command, may_hash=False)
-            except HashingNeeded:
-                deferred.append((caller, command))
-        self.post(self._batch_done, replies, deferred)
-
-    def _batch_done(self, replies: list[Reply], deferred: list[tuple[Caller, Command]]) -> None:
-        if self._transport is not None:
-            for asked in deferred:
-                self._hashings.add(asked)
-        self.job_done(replies)
-
-    def _start_hashing(self, asked: tuple[Caller, Command]) -> None:
-        self._services.hasher.submit(self._run_hashing, *asked)
-
-    def _run_hashing(self, caller: Caller, command: Command) -> None:
-        self.post(self._hashing_done, list(self._services.handlers.slow(caller, command)))
-
-    def _hashing_done(self, replies: list[Reply]) -> None:
-        self._hashings.end_one()
-        self._answer(replies)
-
-    def _run_list(self, turns: Iterator[Sequence[Reply] | None]) -> None:
-        replies = next(turns)
-        if replies is None:  # not done: others have their turn first
-            if self._transport is not None:
-                with contextlib.suppress(RuntimeError):  # the server has stopped
-                    self._services.lister.submit(self._run_list, turns)
-            return
-        *entries, last = replies
-        self.post(self._list_done, b"".join(map(format_reply, entries)), last)
-
-    def _list_done(self, entries: bytes, last: Reply) -> None:
-        self._listing = False
-        self._write([entries])
-        self.job_done([last])
 
     def post(self, callback: Callable[..., None], *args: object) -> None:
         """Call back on the event loop; from any thread."""
@@ -301,17 +225,8 @@ class ControlSession(asyncio.Protocol):
         except RuntimeError:
             return  # the loop is closed: the server has stopped and nobody waits for the answer
 
-    def job_done(self, replies: list[Reply], rest: Sequence[bytes] = ()) -> None:
-        """A job of this session ended with these replies; ``rest`` is said after them."""
-        self._jobs -= 1
-        self._answer(replies, rest)
-
-    def commit_done(self, reply: Reply) -> None:
-        """A COMMIT of this session ended with this reply."""
-        self._commits.end_one()
-        self._answer([reply])
-
-    def _answer(self, replies: list[Reply], rest: Sequence[bytes] = ()) -> None:
+    def answer(self, replies: Sequence[Reply], rest: Sequence[bytes] = ()) -> None:
+        """Send the replies that end some commands, and ``rest`` after them, and go on; if anybody is still there."""
         if self._transport is None:
             self._end_uploads()
             return
@@ -319,17 +234,14 @@ class ControlSession(asyncio.Protocol):
         self._touch()
         self._advance()
 
-    def tell_progress(self, reply: Reply) -> None:
-        """Send a reply that does not end its command."""
-        if self._transport is not None:
-            self._write([self._wire.reply(reply)])
+    def tell(self, lines: bytes) -> None:
+        """Send replies that end no command."""
+        self._write([lines])
 
-    def _start_commit(self, asked: tuple[Caller, Command]) -> None:
-        caller, command = asked
-        watch = CommitWatch(self, command.id)
-        self._services.executor.submit(
-            self._services.handlers.commit, caller, command, watch.on_reply, watch.on_progress
-        )
+    @property
+    def is_open(self) -> bool:
+        """Whether anybody is there to be answered."""
+        return self._transport is not None
 
     # the connection --------------------------------------------------------------------------------------------------
 
@@ -355,18 +267,13 @@ class ControlSession(asyncio.Protocol):
             self.deadline = self._login_deadline if self._gate.is_owed else idle_at
 
     def _close_when_done(self) -> None:
-        idle = not (self._is_at_work or self._queue or self._more_to_come)
+        idle = not (self._is_at_work or self._jobs.is_waiting or self._more_to_come)
         if self._closing and self._transport is not None and idle:
             self._transport.close()
 
     @property
     def _is_at_work(self) -> bool:
-        return self._jobs > 0 or self._commits.is_busy or self._hashings.is_busy
-
-    def _drop_waiting(self) -> None:
-        self._queue.clear()
-        self._commits.clear()
-        self._hashings.clear()
+        return self._jobs.is_running or self._gate.is_pending
 
     def check_deadline(self, now: float) -> None:
         """Close a session that is past its deadline; called by the server's clock, ``now`` in the loop's time."""
@@ -398,13 +305,10 @@ class ControlSession(asyncio.Protocol):
     def stop(self) -> None:
         """The server stops: close once what runs is answered."""
         self._closing = True
-        self._drop_waiting()
+        self._jobs.clear()
         self._close_when_done()
 
     def abort(self) -> None:
         """Close now."""
         if self._transport is not None:
             self._transport.abort()
-
-
-_ALONE = frozenset({Verb.COMMIT, Verb.LIST})

@@ -121,8 +121,6 @@ class _Remote:
 class RemoteReader:
     """The bytes of a version, by calls to the store."""
 
-    zero_copy = False
-
     def __init__(self, remote: _Remote, token: bytes) -> None:
         self._remote = remote
         self._token = token
@@ -132,10 +130,6 @@ class RemoteReader:
         data = self._remote.ask("read", self._token, offset, len(buffer))
         memoryview(buffer)[: len(data)] = data
         return len(data)
-
-    def send(self, socket_fd: int, offset: int, count: int) -> int:
-        """Not offered."""
-        raise NotImplementedError("zero_copy is false")
 
     def close(self) -> None:
         """Nothing is held."""

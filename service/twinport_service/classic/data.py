@@ -19,7 +19,7 @@ from twinport_protocol.errors import ErrorCode, Refusal
 
 from twinport_service.bandwidth import Lane
 from twinport_service.buffers import BufferPool
-from twinport_service.storage.contract import Reader
+from twinport_service.storage.contract import Reader, SendingReader
 
 _SEND_BYTES = 1024 * 1024
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
@@ -144,7 +144,7 @@ class DataConnection:
 
     def send_reader(self, reader: Reader, size: int, buffers: BufferPool) -> None:
         """Send ``size`` bytes of ``reader``: straight from its storage where that can, else through a buffer."""
-        if reader.zero_copy:
+        if isinstance(reader, SendingReader):
             descriptor = self._sock.fileno()
             self.send_all(size, lambda offset, count: reader.send(descriptor, offset, count))
             return

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from twinport_protocol.errors import Refusal
 from twinport_protocol.names import RemoteName
@@ -132,19 +132,19 @@ class Reader(Protocol):
     def read_into(self, offset: int, buffer: bytearray | memoryview) -> int:
         """Fill ``buffer`` from ``offset``; fewer bytes only at the end of the file. ``StorageFault``, ``Corrupt``."""
 
+    def close(self) -> None:
+        """Release it; harmless when repeated."""
+
+
+@runtime_checkable
+class SendingReader(Reader, Protocol):
+    """A reader whose storage can send without a copy through this process."""
+
     def send(self, socket_fd: int, offset: int, count: int) -> int:
         """Send up to ``count`` bytes straight to a non-blocking plain socket; how many went.
 
-        ``BlockingIOError`` when none could. Raises ``StorageFault``, ``Corrupt``; other ``OSError`` is the socket's. A
-        storage without a zero-copy path sets ``zero_copy`` to false and need not implement it.
+        ``BlockingIOError`` when none could. Raises ``StorageFault``, ``Corrupt``; other ``OSError`` is the socket's.
         """
-
-    @property
-    def zero_copy(self) -> bool:
-        """Whether ``send`` may be used."""
-
-    def close(self) -> None:
-        """Release it; harmless when repeated."""
 
 
 class Storage(Protocol):

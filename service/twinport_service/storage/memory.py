@@ -52,8 +52,6 @@ class _Staging:
 class MemoryReader:
     """The bytes of one version, as they were."""
 
-    zero_copy = False
-
     def __init__(self, data: bytes) -> None:
         self._data = data
 
@@ -63,10 +61,6 @@ class MemoryReader:
         count = max(0, min(len(view), len(self._data) - offset))
         view[:count] = self._data[offset : offset + count]
         return count
-
-    def send(self, socket_fd: int, offset: int, count: int) -> int:
-        """Not offered: there is no descriptor to send from."""
-        raise NotImplementedError("zero_copy is false")
 
     def close(self) -> None:
         """See the contract."""

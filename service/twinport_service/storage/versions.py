@@ -51,8 +51,6 @@ class Version(NamedTuple):
 class LocalReader:
     """The bytes of one version, by a descriptor of its own or shared with others."""
 
-    zero_copy = True
-
     def __init__(self, door: DiskDoor, descriptor: SharedDescriptor, size: int) -> None:
         self._door = door
         self._descriptor: SharedDescriptor | None = descriptor

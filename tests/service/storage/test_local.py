@@ -20,7 +20,7 @@ from twinport_protocol.errors import ErrorCode, Refusal
 from twinport_protocol.names import parse_name
 from twinport_protocol.segments import Manifest, digest_of
 from twinport_service.storage import small_files
-from twinport_service.storage.contract import Precondition, Published
+from twinport_service.storage.contract import Precondition, Published, SendingReader
 from twinport_service.storage.disk_door import DiskDoor
 from twinport_service.storage.local import (
     Limits,
@@ -454,7 +454,7 @@ def test_send_to_a_socket(shm_path: Path, open_local: OpenLocal) -> None:
     storage = open_local(shm_path / "root")
     put(storage, "name", LARGE)
     reader = storage.open_reader(storage.open_version(parse_name("name")).token)
-    assert reader.zero_copy
+    assert isinstance(reader, SendingReader)
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.setblocking(False)
