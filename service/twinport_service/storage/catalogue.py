@@ -7,6 +7,9 @@ and only while inode, size and mtime of the file are the row's and its ctime is 
 moment when the batch had been renamed, or when the file was hashed. (The device number is left out: it may change
 when a machine starts again.)
 
+A rename to another name is noted, durably, before it is done, and taken back once the rows have followed: so the next
+start knows whose a moved file is (:meth:`Catalogue.unfinished_moves`).
+
 What can wait (settling, forgetting deleted files) is done at the beginning of the next transaction. One connection
 writes, one reads, each under its lock.
 """
@@ -21,14 +24,28 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
+from twinport_protocol.errors import ErrorCode
 from twinport_protocol.names import parse_name
 
 from twinport_service.usage import Owned, Stored
 
 from .contract import Published
 from .descriptors import LeastRecentlyUsed
-from .rows import NewRow, OwnedPath, Row, signed
-from .troubles import StorageUnknown
+from .rows import Move, NewRow, OwnedPath, Row, signed
+from .schema import (
+    BELOW,
+    COLUMNS,
+    FOLLOW,
+    FOLLOW_BELOW,
+    FORGET,
+    FORGET_BELOW,
+    INSERT,
+    NEWER,
+    NO_MOVES,
+    OWNED,
+    SCHEMA,
+)
+from .troubles import StorageUnknown, refusal_of_database
 
 FORMAT_VERSION = 1
 FINISHED_SECONDS = 24 * 3600
@@ -36,33 +53,7 @@ PURGE_ROWS = 5000
 _IN_CHUNK = 500
 _RECENT_ROWS = 8192
 _SPANS = 16
-_SCHEMA = """
-CREATE TABLE publications (
-    id INTEGER PRIMARY KEY, path TEXT, upload BLOB, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, ctime_ns INTEGER,
-    inode INTEGER NOT NULL, root BLOB NOT NULL, digests BLOB, user TEXT, published_at INTEGER NOT NULL, name TEXT
-);
-CREATE INDEX by_path ON publications (path) WHERE path IS NOT NULL;
-CREATE UNIQUE INDEX by_upload ON publications (upload) WHERE upload IS NOT NULL;
-CREATE TABLE settled (id INTEGER NOT NULL);
-INSERT INTO settled VALUES (0);
-"""
-_COLUMNS = "id, path, upload, size, mtime_ns, ctime_ns, inode, root, digests"
-_INSERT = "INSERT INTO publications VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL)"
-# A publication's own name outlives its path: a repeated COMMIT is answered with it.
-_FORGET = "UPDATE publications SET name = coalesce(name, path), path = NULL WHERE path = ? AND id <= ?"
-_BELOW = "path >= ? AND path < ?"
-_FORGET_BELOW = f"UPDATE publications SET name = coalesce(name, path), path = NULL WHERE {_BELOW} AND id <= ?"  # noqa: S608
-_NEWER = "SELECT 1 FROM publications AS newer WHERE newer.path = old.path AND newer.id > old.id"
-_OWNED = f"path IS NOT NULL AND user IS NOT NULL AND NOT EXISTS ({_NEWER})"
 _T = TypeVar("_T")
-_FOLLOW = """
-UPDATE publications SET name = coalesce(name, path), path = ?, ctime_ns = ?
-WHERE id = (SELECT id FROM publications WHERE path = ? AND id <= ? ORDER BY id DESC LIMIT 1)
-"""
-_FOLLOW_BELOW = """
-UPDATE publications SET name = coalesce(name, path), path = ? || substr(path, ?)
-WHERE path >= ? AND path < ? AND id <= ?
-"""
 
 
 class Catalogue:
@@ -95,9 +86,7 @@ class Catalogue:
             self._writer.execute("PRAGMA synchronous = FULL")
             self._writer.execute("PRAGMA wal_autocheckpoint = 4000")
             if version == 0:
-                self._writer.executescript(
-                    f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {FORMAT_VERSION}; COMMIT;"
-                )
+                self._writer.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {FORMAT_VERSION}; COMMIT;")
         except sqlite3.DatabaseError as error:
             raise StorageUnknown(
                 f"{path} is not a database that can be read ({error}); move it away, and manifests are made anew"
@@ -138,7 +127,7 @@ class Catalogue:
             (first + index, path, upload, size, mtime_ns, ctime_ns, signed(inode), root, digests, user, now)
             for index, (path, upload, size, mtime_ns, ctime_ns, inode, root, digests, user) in enumerate(rows)
         ]
-        self._writer.executemany(_INSERT, values)
+        self._writer.executemany(INSERT, values)
         return first
 
     def _transact(self, work: Callable[[], _T], ending: str = "COMMIT") -> _T:
@@ -178,7 +167,7 @@ class Catalogue:
     def forget_later(self, path: str) -> None:
         """The file at ``path`` was deleted."""
         with self._write_lock:
-            self._chores.append((_FORGET, (path, self._last_id)))
+            self._chores.append((FORGET, (path, self._last_id)))
 
     def settle(self) -> None:
         """Do the chores now, if there are any."""
@@ -190,17 +179,49 @@ class Catalogue:
         """Whether something waits for the next transaction."""
         return bool(self._chores)
 
+    def begin_move(self, move: Move) -> list[Owned]:
+        """A rename is about to be done: noted durably, unless there is no room for that. Whose files the newest rows at
+        and below its target speak of. For the holder of the publication lock, who ends it by :meth:`follow` or
+        :meth:`cancel_move`."""
+
+        def look() -> list[Owned]:
+            below = self._writer.execute(
+                f"SELECT user, size, max(id) FROM publications WHERE {BELOW} GROUP BY path",  # noqa: S608
+                _range_below(move.target),
+            )
+            owners = self._owners([move.target]).values()
+            return [*owners, *(Owned(*found[:2]) for found in below if found[0] is not None)]
+
+        def note() -> list[Owned]:
+            self._writer.execute("INSERT INTO moves VALUES (?, ?, ?)", move)
+            return look()
+
+        with self._write_lock:
+            try:
+                return self._transact(note)
+            except sqlite3.OperationalError as error:
+                if refusal_of_database(error).code is not ErrorCode.DISK_FULL:
+                    raise
+                # Names may change on a full disk, too. Only who dies in the middle of it leaves a wrong owner.
+                return self._transact(look, ending="ROLLBACK")
+
+    def cancel_move(self) -> None:
+        """The rename that was begun has not been done."""
+        with self._write_lock:
+            self._chores.append(NO_MOVES)
+
     def follow(self, source: str, target: str, ctime_ns: int) -> None:
-        """The file or directory ``source`` was renamed to ``target``; a file has the given ctime since."""
+        """The file or directory ``source`` was renamed to ``target``, durably; a file has the given ctime since."""
         with self._write_lock:
             last = self._last_id
             # The row that moves gets a new path first; the older rows of the source then stand for nothing.
             self._chores += [
-                (_FORGET, (target, last)),
-                (_FOLLOW, (target, ctime_ns, source, last)),
-                (_FORGET, (source, last)),
-                (_FORGET_BELOW, (*_range_below(target), last)),
-                (_FOLLOW_BELOW, (target, len(source) + 1, *_range_below(source), last)),
+                (FORGET, (target, last)),
+                (FOLLOW, (target, ctime_ns, source, last)),
+                (FORGET, (source, last)),
+                (FORGET_BELOW, (*_range_below(target), last)),
+                (FOLLOW_BELOW, (target, len(source) + 1, *_range_below(source), last)),
+                NO_MOVES,
             ]
         self.settle()
 
@@ -217,7 +238,7 @@ class Catalogue:
                 span = (first, found[-1][0], oldest)
                 where = "WHERE id > ? AND id <= ? AND published_at < ?"
                 self._chores += [
-                    (f"DELETE FROM publications AS old {where} AND (path IS NULL OR EXISTS ({_NEWER}))", span),  # noqa: S608
+                    (f"DELETE FROM publications AS old {where} AND (path IS NULL OR EXISTS ({NEWER}))", span),  # noqa: S608
                     (f"UPDATE publications SET upload = NULL {where} AND upload IS NOT NULL", span),  # noqa: S608
                 ]
         self.settle()
@@ -235,7 +256,7 @@ class Catalogue:
         """The newest row of a path."""
         with self._read_lock:
             found = self._reader.execute(
-                f"SELECT {_COLUMNS} FROM publications WHERE path = ? ORDER BY id DESC LIMIT 1",  # noqa: S608
+                f"SELECT {COLUMNS} FROM publications WHERE path = ? ORDER BY id DESC LIMIT 1",  # noqa: S608
                 (path,),
             ).fetchone()
         return None if found is None else self._timed(Row(*found))
@@ -246,7 +267,7 @@ class Catalogue:
         for start in range(0, len(paths), _IN_CHUNK):
             chunk = paths[start : start + _IN_CHUNK]
             marks = ",".join("?" * len(chunk))
-            query = f"SELECT {_COLUMNS} FROM publications WHERE path IN ({marks}) ORDER BY id"  # noqa: S608
+            query = f"SELECT {COLUMNS} FROM publications WHERE path IN ({marks}) ORDER BY id"  # noqa: S608
             with self._read_lock:
                 newest.update((found[1], self._timed(Row(*found))) for found in self._reader.execute(query, chunk))
                 for path in chunk:
@@ -301,31 +322,19 @@ class Catalogue:
 
     def stored(self) -> Mapping[str, Stored]:
         """What the files of each user come to, going by the newest rows; not during a batch."""
-        query = f"SELECT user, sum(size), count(*) FROM publications AS old WHERE {_OWNED} GROUP BY user"  # noqa: S608
+        query = f"SELECT user, sum(size), count(*) FROM publications AS old WHERE {OWNED} GROUP BY user"  # noqa: S608
         with self._read_lock:
             return {user: Stored(size, files) for user, size, files in self._reader.execute(query)}
 
     def owned_after(self, path: str, limit: int) -> list[OwnedPath]:
         """Paths after ``path`` that belong to somebody, in their order."""
-        query = f"SELECT path, user, size FROM publications AS old WHERE path > ? AND {_OWNED} ORDER BY path LIMIT ?"  # noqa: S608
+        query = f"SELECT path, user, size FROM publications AS old WHERE path > ? AND {OWNED} ORDER BY path LIMIT ?"  # noqa: S608
         with self._read_lock:
             return [OwnedPath(found, Owned(*owned)) for found, *owned in self._reader.execute(query, (path, limit))]
 
     def owner(self, path: str) -> Owned | None:
         """Whose the file at a path is, as of this moment. For the holder of the publication lock."""
         return self._as_it_stands(lambda: self._owners([path])).get(path)
-
-    def owners_of_target(self, path: str) -> list[Owned]:
-        """Whose files the newest rows at and below a path speak of. For the holder of the publication lock."""
-
-        def look() -> list[Owned]:
-            below = self._writer.execute(
-                f"SELECT user, size, max(id) FROM publications WHERE {_BELOW} GROUP BY path",  # noqa: S608
-                _range_below(path),
-            )
-            return [*self._owners([path]).values(), *(Owned(*found[:2]) for found in below if found[0] is not None)]
-
-        return self._as_it_stands(look)
 
     def _as_it_stands(self, look: Callable[[], _T]) -> _T:
         """What ``look`` finds once the chores are done. They need not be durable: the next transaction sees to that."""
@@ -354,10 +363,15 @@ class Catalogue:
 
     # after a crash ---------------------------------------------------------------------------------------------------
 
+    def unfinished_moves(self) -> list[Move]:
+        """Renames of which only the files can tell whether they were done; to be decided before :meth:`pending`."""
+        with self._read_lock:
+            return [Move(*found) for found in self._reader.execute("SELECT source, target, inode FROM moves")]
+
     def pending(self) -> list[Row]:
         """Rows of which only their files can tell whether they became true."""
         with self._read_lock:
-            query = f"SELECT {_COLUMNS} FROM publications WHERE id > (SELECT id FROM settled) ORDER BY id"  # noqa: S608
+            query = f"SELECT {COLUMNS} FROM publications WHERE id > (SELECT id FROM settled) ORDER BY id"  # noqa: S608
             return [Row(*found) for found in self._reader.execute(query)]
 
     def resolve(self, kept: Iterable[tuple[int, int]], dropped: Iterable[int]) -> None:

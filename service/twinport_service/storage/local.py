@@ -52,6 +52,7 @@ from .naming import Naming
 from .own_directory import check_mark, open_own_directory, open_staging, take_lock
 from .owners import Owners
 from .publication import Commit, Publisher
+from .recovery import resolve_names
 from .small_files import SmallFlusher
 from .staged_files import StagedFlusher
 from .staging import Staging
@@ -179,7 +180,7 @@ class LocalStorage:
     def start(self, live_uploads: Mapping[bytes, int]) -> Collection[bytes]:
         """See the contract. ``StorageError`` when the disk fails already now."""
         try:
-            self._resolve_pending()
+            resolve_names(self._door, self._tree, self._catalogue, self._root_fd)
             kept = self._staging.recover(live_uploads)
             self._owners.start()
         except (OSError, sqlite3.Error) as error:
@@ -187,26 +188,6 @@ class LocalStorage:
         self._publisher.start()
         self._small.start()
         return kept
-
-    def _resolve_pending(self) -> None:
-        """Decide what the last batch before a crash has become: a row is true if its file is there."""
-        kept: list[tuple[int, int]] = []
-        dropped: list[int] = []
-        for row in self._catalogue.pending():
-            try:
-                identity = Identity.of(self._tree.facts(row.path))
-            except OSError:
-                dropped.append(row.id)
-                continue
-            if row.matches(identity):
-                kept.append((row.id, identity.ctime_ns))
-            else:
-                dropped.append(row.id)
-        if kept:
-            # Renamed, but perhaps not durably: it must be, before anybody is told that it was published.
-            self._door.sync_file_system(self._root_fd)
-        if kept or dropped:
-            self._catalogue.resolve(kept, dropped)
 
     def interrupt(self) -> None:
         """See the contract."""

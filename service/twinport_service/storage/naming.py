@@ -1,7 +1,7 @@
 """Naming: what happens to names besides publication: delete, move, make, and what an upload's name allows.
 
-Changes are made under the publication lock and made durable after it is let go. When making them durable fails, the
-outcome is unknown and the storage read-only.
+Changes are made under the publication lock and made durable after it is let go, but for moves: their rows follow only
+what is durable. When making them durable fails, the outcome is unknown and the storage read-only.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from .catalogue import Catalogue
 from .contract import UploadSpec
 from .disk_door import DiskDoor
 from .manifests import Manifests
+from .rows import Move, signed
 from .tree import Identity, OpenDirectories, Tree, check_plain, split
 from .troubles import Health, refusal_of, refusal_of_database
 
@@ -138,7 +139,6 @@ class Naming:
                 # The file has moved. Its manifest follows with the next transaction, or is made anew.
                 if refusal_of_database(error).code is not ErrorCode.DISK_FULL:
                     self._health.fail("writing the catalogue", error)
-            self._flush(directories)
 
     @contextmanager
     def _names_checked(self, directory: str, growth_bytes: int) -> Iterator[None]:
@@ -165,24 +165,28 @@ class Naming:
         above = directories.open(source_parent)
         # Look before parents are made: a refused move leaves nothing behind.
         self._check_target(target, is_new=is_new)
+        inode = self._door.stat_at(above, source_leaf).st_ino
         try:
-            replaced = self._catalogue.owners_of_target(target)
+            replaced = self._catalogue.begin_move(Move(source, target, signed(inode)))
         except sqlite3.Error as error:
             raise refusal_of_database(error) from None
-        below = directories.make(target_parent)
-        if is_new:
-            try:
+        try:
+            below = directories.make(target_parent)
+            if is_new:
                 self._door.rename_new(above, source_leaf, below, target_leaf)
-            except OSError as error:
-                if error.errno == errno.EINVAL:
-                    raise Refusal(ErrorCode.NAME_CONFLICT, str(error)) from None
-                raise
-        else:
-            self._door.rename(above, source_leaf, below, target_leaf)
+            else:
+                self._door.rename(above, source_leaf, below, target_leaf)
+        except OSError as error:
+            self._catalogue.cancel_move()
+            if is_new and error.errno == errno.EINVAL:
+                raise Refusal(ErrorCode.NAME_CONFLICT, str(error)) from None
+            raise
         self._usage.removed(replaced)
         directories.note_change(source_parent)
         directories.note_change(target_parent)
         ctime_ns = self._door.stat_at(below, target_leaf).st_ctime_ns
+        # The names first: rows that had followed a rename which a power cut takes back would speak of another file.
+        self._flush(directories)
         self._catalogue.follow(source, target, ctime_ns)
 
     def _check_target(self, target: str, *, is_new: bool) -> None:

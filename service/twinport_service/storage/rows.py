@@ -53,6 +53,14 @@ class NewRow(NamedTuple):
     user: str | None
 
 
+class Move(NamedTuple):
+    """A rename of a file or directory, which is known by its inode (as :func:`signed` has it)."""
+
+    source: str
+    target: str
+    inode: int
+
+
 class OwnedPath(NamedTuple):
     """A path, and whose file it is."""
 

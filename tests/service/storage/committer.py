@@ -3,6 +3,9 @@
 ``committer.py commit ROOT SERIAL`` prints ``ready``, then ``+ SERIAL`` as each commit is acknowledged. Each file's
 bytes follow from its serial, so that a torn or mixed file shows.
 
+``committer.py moves ROOT 0`` lets one process after the other die before the first, second… call of a move, and judges
+whose the files are that are left.
+
 ``committer.py sweep ROOT CALLS`` lets one process after the other die before the first, second… call of the disk
 door, and judges what each has left. Forked from this one, which has no threads then: that is much quicker than
 starting Python anew.
@@ -11,7 +14,10 @@ starting Python anew.
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
+import queue
+import shutil
 import signal
 import sys
 import threading
@@ -24,6 +30,7 @@ from twinport_protocol.names import parse_name
 from twinport_protocol.segments import Layout, Manifest, digest_of
 from twinport_service.storage.contract import Published, UploadSpec
 from twinport_service.storage.local import Limits, LocalStorage
+from twinport_service.usage import UsageBook
 
 LIMITS = Limits(staging_directories=3)
 WINDOW = 12
@@ -175,9 +182,81 @@ def sweep(root: Path, calls: int) -> None:
     sys.stdout.write(f"{len(acknowledged)}\n")
 
 
+SMALL, LARGE = 5, 60_000
+BEFORE = {"a": ("alice", SMALL), "b/c": ("bob", LARGE), "d/e": ("alice", LARGE), "d/f/g": ("bob", SMALL)}
+"""What stands there before a move: name, whose, and size."""
+MOVES = [("a", "b/c"), ("b/c", "a"), ("a", "new/name"), ("d", "new/d"), ("d", "b/d")]
+
+
+def put_all(storage: LocalStorage) -> None:
+    """Publish :data:`BEFORE`."""
+    told: queue.Queue[object] = queue.Queue()
+    for serial, (name, (user, size)) in enumerate(BEFORE.items()):
+        data = bytes(size)
+        spec = UploadSpec(upload_id_of(serial), user, parse_name(name), size)
+        storage.commit_small(spec, data, digest_of(data), told.put)
+        assert isinstance(told.get(timeout=30), Published)
+
+
+def moved(source: str, target: str) -> dict[str, tuple[str, int]]:
+    """:data:`BEFORE` after a move."""
+    kept = {name: file for name, file in BEFORE.items() if name != target}
+    return {
+        target + name[len(source) :] if f"{name}/".startswith(f"{source}/") else name: file
+        for name, file in kept.items()
+    }
+
+
+def judge_move(root: Path, source: str, target: str) -> bool:
+    """Compare what is there, and what is counted for whom; whether the move was done."""
+    book = UsageBook()
+    storage = LocalStorage(root, limits=LIMITS, usage=book)
+    storage.start({})
+    try:
+        done = not (root / source).exists()
+        expected = moved(source, target) if done else BEFORE
+        for user in ("alice", "bob"):
+            sizes = [size for owner, size in expected.values() if owner == user]
+            # At once: nobody has looked yet which files are missing.
+            assert book.usage_of(user).stored == (sum(sizes), len(sizes)), (user, done)
+        entries = storage.list("", "", 100, True).entries
+        found = {str(entry.name): entry.root for entry in entries if entry.kind == "f"}
+        assert found == {name: digest_of(bytes(size)) for name, (_, size) in expected.items()}, done
+        return done
+    finally:
+        storage.close()
+
+
+def sweep_moves(root: Path) -> None:
+    """One death before each call of each move."""
+    outcomes: set[tuple[str, str, bool]] = set()
+    for source, target in MOVES:
+        for call in itertools.count(1):
+            shutil.rmtree(root, ignore_errors=True)
+            child = os.fork()
+            if child == 0:
+                try:
+                    storage, door = open_with_faulty_door(root)
+                    storage.start({})
+                    put_all(storage)
+                    door.kill_at(call)
+                    storage.move(parse_name(source), parse_name(target))
+                    os._exit(0)
+                finally:
+                    os._exit(1)
+            status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            assert status in (0, -signal.SIGKILL), f"call {call}: ended with {status}"
+            outcomes.add((source, target, judge_move(root, source, target)))
+            if status == 0:
+                break
+    sys.stdout.write(f"{len(outcomes)}\n")
+
+
 if __name__ == "__main__":
     mode, under, number = sys.argv[1:]
     if mode == "sweep":
         sweep(Path(under), int(number))
+    elif mode == "moves":
+        sweep_moves(Path(under))
     else:
         commit(Path(under), int(number))

@@ -74,6 +74,14 @@ def test_kill_at_every_call_of_the_way(shm_path: Path) -> None:
     assert int(swept.stdout.splitlines()[-1]) > 60
 
 
+def test_kill_at_every_call_of_a_move_leaves_each_file_to_its_owner(shm_path: Path) -> None:
+    swept = subprocess.run(
+        [sys.executable, str(CHILD), "moves", str(shm_path / "root"), "0"], capture_output=True, text=True, check=False
+    )
+    assert swept.returncode == 0, swept.stderr[-3000:]
+    assert int(swept.stdout.splitlines()[-1]) == 2 * 5, "each of the five was cut off before and after it was done"
+
+
 @pytest.fixture
 def power(tmp_path: Path) -> Iterator[PowerSwitch]:
     """An ext4 file system of its own whose power can be cut."""
