@@ -122,6 +122,8 @@ class _TlsProtocol(asyncio.Protocol):
             self._below = transport
 
     def data_received(self, data: bytes) -> None:
+        if self._ended:
+            return  # behind its close_notify nobody takes anything: it would be kept for as long as a command runs
         self._incoming.write(data)
         if self._session is None:
             self._shake_hands()
