@@ -17,7 +17,7 @@ from .control_link import PING_SECONDS, ControlLink
 from .errors import NetworkError, TwinportError, UsageError, nonsense, refusal
 from .known_servers import KnownServers
 from .login import Login
-from .session import Identity, LoginLostError, Opening, Session
+from .session import Identity, LoginLostError, Opening, Session, home_in, user_in
 from .streams import CONNECT_SECONDS, SILENT_SECONDS, stream_of, tune
 
 if TYPE_CHECKING:
@@ -148,6 +148,7 @@ class Connector:
                 raise _LoginNeedsTlsError
             is_private = uses_tls or is_loopback(self.address.host)
             answer = opening.log_in(self._login, certificate, is_private=is_private)
+            identity = Identity(certificate, tls_version, user_in(answer), home_in(answer))
             channels = opening.channel_addresses()
             tune(connection, SILENT_SECONDS)
             stream = stream_of(connection)
@@ -158,7 +159,6 @@ class Connector:
         except BaseException:
             connection.close()
             raise
-        identity = Identity(certificate, tls_version, answer.get("user"), answer.get("home", "").strip("/"))
         link = ControlLink(stream, opening.protocol, self._clock, self._ping_seconds)
         return Session(link, opening.protocol.limits, channels, identity)
 

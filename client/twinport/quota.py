@@ -9,6 +9,7 @@ from twinport_protocol.messages import Reply
 from twinport_protocol.numbers import parse_size
 
 from .errors import nonsense
+from .session import user_in
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def parse_quota(reply: Reply) -> Quota:
         if stored is None or files is None:
             raise RemoteProtocolError(ErrorCode.BAD_REQUEST, "a quota without numbers")
         return Quota(
-            user=reply.options.get("user", ""),
+            user=user_in(reply.options) or "",
             stored_bytes=stored,
             files=files,
             reserved_bytes=number("reserved-bytes") or 0,

@@ -9,15 +9,18 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from twinport_protocol.auth import parse_user
 from twinport_protocol.control import ControlClient, Greeting, Limits
-from twinport_protocol.errors import ErrorCode, RemoteProtocolError
+from twinport_protocol.errors import ErrorCode, ProtocolError, Refusal, RemoteProtocolError
 from twinport_protocol.messages import Reply, ReplyKind, Verb
+from twinport_protocol.names import parse_name
 from twinport_protocol.numbers import parse_size
 
 from .addresses import MAX_PORT, Address
 from .control_link import ControlLink
 from .errors import BusyError, LoginError, NetworkError, TwinportError, refusal
 from .login import Login, Proof, Situation
+from .walk import show
 
 NONCE_BYTES = 16
 LOGIN_SECONDS = 60.0
@@ -40,6 +43,24 @@ class Identity:
     home: str = ""
 
 
+def user_in(options: Mapping[str, str]) -> str | None:
+    """Who one is, by the server's answer. It is shown and stored: ``RemoteProtocolError`` for what can be no user."""
+    user = options.get("user")
+    try:
+        return user if user is None else parse_user(user)
+    except Refusal:
+        raise RemoteProtocolError(ErrorCode.BAD_REQUEST, "a user that is none") from None
+
+
+def home_in(options: Mapping[str, str]) -> str:
+    """The folder of one's own, by the server's answer; empty for none. ``RemoteProtocolError`` for what is no name."""
+    home = options.get("home", "").strip("/")
+    try:
+        return home and parse_name(home)
+    except ProtocolError:
+        raise RemoteProtocolError(ErrorCode.BAD_REQUEST, "a home that is none") from None
+
+
 class Session:
     """One control connection that has been greeted and logged in, and the addresses of its channels."""
 
@@ -58,7 +79,7 @@ class Session:
     def explain(self, error: TwinportError) -> TwinportError:
         """The error, with what this session knows about it."""
         if error.code == ErrorCode.DENIED.value and self.identity.home:
-            error.add_hint(f"your folder is {self.identity.home}/")
+            error.add_hint(f"your folder is {show(self.identity.home)}/")
         return error
 
 

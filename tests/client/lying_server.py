@@ -30,6 +30,7 @@ class LyingServer:
         self.files = dict(files or {})
         self.listed: list[tuple[str, str]] | None = None
         self.greeting: bytes | None = None
+        self.login: dict[str, str] | None = None
         self.more = "0"
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
@@ -75,6 +76,10 @@ class LyingServer:
                 return [Reply(number, ReplyKind.ERROR, code=ErrorCode.FILE_NOT_FOUND)]
             ticket = encode_ticket(name.encode("utf-8", "surrogateescape"))
             return [Reply(number, ReplyKind.OK, (), {**self.facts(name), "ticket": ticket})]
+        if command.verb is Verb.QUOTA:
+            return [Reply(number, ReplyKind.OK, (), {"bytes": "0", "files": "0", **(self.login or {})})]
+        if command.verb is Verb.LOGIN:
+            return [Reply(number, ReplyKind.OK, (), self.login or {})]
         return [Reply(number, ReplyKind.OK if command.verb is Verb.PING else ReplyKind.DONE)]
 
     # sockets ---------------------------------------------------------------------------------------------------------
@@ -120,7 +125,8 @@ class LyingServer:
             wire.feed(data)
             for event in wire.events():
                 if isinstance(event, Greeting):
-                    connection.sendall(wire.greet({"data-port": str(self.port)}))
+                    login = {} if self.login is None else {"login": "required", "nonce": "ab" * 16}
+                    connection.sendall(wire.greet({"data-port": str(self.port), **login}))
                 elif isinstance(event, Command):
                     connection.sendall(b"".join(wire.reply(reply) for reply in self.answer(event)))
             data = connection.recv(65536)

@@ -17,13 +17,14 @@ from twinport_protocol.frames import LAST, FrameType, Header
 from twinport_protocol.messages import Command, Reply, Verb
 from twinport_protocol.segments import MIN_SEGMENT_BYTES
 
-from tests.client.conftest import Connect
+from tests.client.conftest import Connect, RunCommand
 from tests.client.lying_server import LyingServer
 
 CANARY = b"do not touch"
 LARGE = os.urandom(2 * MIN_SEGMENT_BYTES + 5)
 MEDIUM = os.urandom(300_000)
 SMALL = os.urandom(1000)
+TOKEN = "tp_" + "0" * 16 + "_" + "a" * 43
 
 
 @pytest.fixture
@@ -323,3 +324,28 @@ def test_names_that_windows_does_not_have_are_refused_there(name: str) -> None:
     assert safe_name(name, "linux") == name
     with pytest.raises(errors.DeniedError, match="Windows has no such file name"):
         safe_name(name, "win32")
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [{"user": "bob\x1b[2J"}, {"user": "bob\nroot"}, {"user": ""}, {"user": "bob", "home": "a\x1b]0;x\x07"},
+     {"user": "bob", "home": "a/../.."}],
+)  # fmt: skip
+@pytest.mark.parametrize("command", ["whoami", "quota", "login"])
+def test_who_one_is_cannot_be_a_command_to_the_terminal(
+    liar: LyingServer, run_command: RunCommand, own_settings: Path, command: str, lie: dict[str, str]
+) -> None:
+    liar.login = lie
+    words = ("--no-tls", "--host", f"127.0.0.1:{liar.port}", command)
+    code, out, err = run_command(*words, TWINPORT_TOKEN=TOKEN)
+    assert (code, out) == (5, "")
+    assert "makes no sense" in err
+    assert err.rstrip("\n").isprintable()
+    assert not (own_settings / "profiles.json").exists()
+
+
+def test_a_home_with_strange_letters_is_shown_escaped(liar: LyingServer, run_command: RunCommand) -> None:
+    liar.login = {"user": "bob", "home": "people/\u202egnp"}
+    code, out, _ = run_command("--no-tls", "--host", f"127.0.0.1:{liar.port}", "whoami", TWINPORT_TOKEN=TOKEN)
+    assert code == 0
+    assert "home         people/\\u202egnp/\n" in out

@@ -146,6 +146,8 @@ def whoami(settings: Settings) -> None:
     Example:
       twinport whoami --json
     """
+    from twinport.walk import show
+
     from .destination import find_destination
 
     place = find_destination(settings)
@@ -156,7 +158,7 @@ def whoami(settings: Settings) -> None:
         return
     click.echo(f"user         {identity.user or 'anonymous'}")
     if identity.home:
-        click.echo(f"home         {identity.home}/")
+        click.echo(f"home         {show(identity.home)}/")
     click.echo(f"server       {place.address}")
     click.echo(f"connection   {identity.tls_version or 'plaintext'}")
     if identity.certificate is not None:
