@@ -61,6 +61,7 @@ class AuditEvent(enum.Enum):
     DELETE = "delete"
     MOVE = "move"
     MKDIR = "mkdir"
+    ACCOUNT = "account"
     GAP = "gap"
 
 
@@ -86,7 +87,9 @@ class AuditEntry:
 
     ``outcome`` is ``ok`` or an error code; ``file`` a remote name as it was asked for, ``to`` where a move went;
     ``root`` the digest of the content; ``session`` and ``channel`` number the connection; ``method`` is
-    how somebody logged in, ``what`` a word of the program's (an exposed address, an act that was denied).
+    how somebody logged in, ``what`` a word of the program's (an exposed address, an act that was denied). What was
+    changed about an account has a ``detail``, an ``author``, an id of its own (``change``), and the time ``at`` which
+    it was done, which is then the time of the line.
     """
 
     event: AuditEvent
@@ -102,6 +105,10 @@ class AuditEntry:
     channel: int | None = None
     method: str | None = None
     what: str | None = None
+    detail: str | None = None
+    author: str | None = None
+    change: str | None = None
+    at: float | None = None
 
 
 Record = Callable[[AuditEntry], None]
@@ -115,8 +122,10 @@ def discard(entry: AuditEntry) -> None:
 
 def format_entry(entry: AuditEntry, now: float, left_out: int | None = None) -> bytes:
     """The line of an entry: printable ASCII, whatever names are made of. ``left_out`` like it were not written."""
-    fields: dict[str, object] = {"time": _stamp(now), "event": entry.event.value}
+    fields: dict[str, object] = {"time": _stamp(now if entry.at is None else entry.at), "event": entry.event.value}
     for key, value in vars(entry).items():
+        if key == "at":
+            continue
         if isinstance(value, str):
             fields[key] = value[:MAX_TEXT_CHARACTERS]
         elif value is not None and key not in fields:
@@ -202,6 +211,7 @@ class AuditLog:
         self._failing = False
         self._closing = False
         self._reopening = False
+        self._taken = self._written = self._synced = self._sync_to = 0  # lines, counted since the start
         self._lost = 0
         self._complaints = RationedLog(_COMPLAINT_SECONDS)
         self._thread = threading.Thread(target=self._run, name="audit", daemon=True)
@@ -214,12 +224,16 @@ class AuditLog:
 
     def record(self, entry: AuditEntry) -> None:
         """Hand over an entry; from any thread. Waits for room, but for a disk that has failed or hangs not long."""
+        self.take(entry)
+
+    def take(self, entry: AuditEntry) -> bool:
+        """As :meth:`record`; False when the entry is lost or left out."""
         left_out: int | None = None
         if entry.outcome != OK or entry.event in CHEAP_EVENTS:
             with self._changed:
                 ration = self._ration_of(entry)
                 if not ration.passes(self._clock()):
-                    return
+                    return False
                 left_out, ration.left_out = ration.left_out or None, 0
         line = format_entry(entry, self._now(), left_out)
         with self._changed:
@@ -228,10 +242,15 @@ class AuditLog:
             if len(self._lines) >= self._queued_lines or self._closing:
                 self._lost += 1
                 self._complaints.error("[AUDIT] Entries are lost: the audit log cannot be written", lost=self._lost)
-                return
-            self._lines.append(line)
+                return False
+            self._append(line)
             if len(self._lines) in (1, self._batch_lines):
                 self._changed.notify_all()
+        return True
+
+    def _append(self, line: bytes) -> None:
+        self._lines.append(line)
+        self._taken += 1
 
     def _ration_of(self, entry: AuditEntry) -> _Ration:
         # Names of refused users are anybody's invention; the others are accounts, so that the table has a bound.
@@ -262,6 +281,13 @@ class AuditLog:
         with self._changed:
             return self._changed.wait_for(lambda: not self._lines, within_seconds)
 
+    def sync(self, within_seconds: float = _PATIENCE_SECONDS) -> bool:
+        """Wait until all that was handed over is on the disk; False when it is not within that time."""
+        with self._changed:
+            upto = self._sync_to = self._taken
+            self._changed.notify_all()
+            return self._changed.wait_for(lambda: self._synced >= upto, within_seconds)
+
     def close(self) -> None:
         """Write what is left, as far as that works, and end. Harmless when repeated."""
         with self._changed:
@@ -269,7 +295,7 @@ class AuditLog:
                 for (event, user), ration in self._rations.items():
                     if ration.left_out:
                         gap = AuditEntry(AuditEvent.GAP, user, what=event.value)
-                        self._lines.append(format_entry(gap, self._now(), ration.left_out))
+                        self._append(format_entry(gap, self._now(), ration.left_out))
             self._closing = True
             self._changed.notify_all()
         self._thread.join()
@@ -295,28 +321,35 @@ class AuditLog:
             if self._failing:
                 self._changed.wait_for(lambda: self._closing, _RETRY_SECONDS)
             else:
-                self._changed.wait_for(lambda: self._lines or self._closing or self._reopening or self._lost)
+                self._changed.wait_for(lambda: self._has_work or self._closing)
                 self._changed.wait_for(lambda: self._closing or len(self._lines) >= self._batch_lines, _GATHER_SECONDS)
-            return bool(self._lines or self._reopening or self._lost) if self._closing else True
+            return self._has_work if self._closing else True
+
+    @property
+    def _has_work(self) -> bool:
+        return bool(self._lines or self._reopening or self._lost or self._sync_to > self._synced)
 
     def _write_batch(self) -> None:
         with self._changed:
             reopening, self._reopening = self._reopening, False
+            sync_to = self._sync_to
             if self._lost and not self._failing:
                 lost, self._lost = self._lost, 0
-                self._lines.append(format_entry(AuditEntry(AuditEvent.GAP), self._now(), lost))
+                self._append(format_entry(AuditEntry(AuditEvent.GAP), self._now(), lost))
             # Only this thread takes lines away, so they may stay in the queue until they are written.
             batch = list(itertools.islice(self._lines, self._batch_lines))
         try:
             if reopening:
                 self._files.reopen()
-            written = self._files.write(batch)
+            self._wrote(self._files.write(batch))
+            if self._synced < sync_to <= self._written:
+                self._files.sync()
         except OSError as error:
             self._complaints.error("[AUDIT] Cannot write the audit log; the server goes on", error=error.strerror)
             with self._changed:
                 self._failing = True
                 if self._closing:
-                    self._lost = 0
+                    self._lost, self._sync_to = 0, self._synced
                     self._lines.clear()
                 self._changed.notify_all()
             return
@@ -324,6 +357,13 @@ class AuditLog:
             if self._failing:
                 get_log().info("[AUDIT] The audit log can be written again")
             self._failing = False
-            for _ in range(written):
+            if sync_to <= self._written:
+                self._synced = sync_to
+            self._changed.notify_all()
+
+    def _wrote(self, lines: int) -> None:
+        with self._changed:
+            for _ in range(lines):
                 self._lines.popleft()
+            self._written += lines
             self._changed.notify_all()

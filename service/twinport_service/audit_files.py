@@ -98,6 +98,11 @@ class AuditFiles:
         self._close_descriptor()
         self._open()
 
+    def sync(self) -> None:
+        """Make durable what was written."""
+        if self._descriptor >= 0:
+            os.fsync(self._descriptor)
+
     def _look(self) -> None:
         """Whether the file was moved away or removed; looked after once a second."""
         if self._descriptor < 0:

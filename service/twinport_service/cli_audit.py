@@ -1,4 +1,4 @@
-"""The command ``twinportd audit``: who did what."""
+"""The command ``twinportd audit``: who did what, and what was done to accounts."""
 
 from __future__ import annotations
 
@@ -7,18 +7,23 @@ import json
 import os
 import sys
 import zlib
+from collections.abc import Iterator
+from contextlib import closing
 from datetime import datetime, timezone
 from pathlib import Path
 
 import click
+from twinport_protocol.names import RESERVED
 
-from .audit import AuditEvent
+from .accounts.database import AccountDatabase, AccountsUnusable
+from .accounts.store import FILE_NAME
+from .audit import AuditEvent, format_entry
 from .audit_files import CURRENT_NAME
 from .audit_reader import AuditFilter, AuditReader, Row, parse_moment
 from .config import ENVIRONMENT_PREFIX
 from .log import printable
 
-AUDIT_DIRECTORY = Path(".twinport") / "audit"
+AUDIT_DIRECTORY = Path(RESERVED) / "audit"
 _EXIT_FAILED = 1
 _UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB")
 _KIB = 1024
@@ -41,7 +46,7 @@ def _moment(ctx: click.Context, param: click.Parameter, word: str | None) -> dat
     metavar="DIR",
     help="The directory that the server serves. Default: server_files.",
 )
-@click.option("--user", metavar="USER", help="Only what this user did.")
+@click.option("--user", metavar="USER", help="Only what this user did, and what was done to the account.")
 @click.option("--file", metavar="PATTERN", help="Only files like this: 'photos/*.jpg'. A * takes slashes too.")
 @click.option("--event", type=click.Choice([event.value for event in AuditEvent]), help="Only events of this kind.")
 @click.option(
@@ -54,9 +59,10 @@ def _moment(ctx: click.Context, param: click.Parameter, word: str | None) -> dat
 @click.option("--json", "as_json", is_flag=True, help="Print the lines as JSON.")
 @click.option("-f", "--follow", is_flag=True, help="Go on printing what happens, until Ctrl-C.")
 def audit(root: Path, as_json: bool, follow: bool, **words: object) -> None:
-    """Show who did what: logins, uploads, downloads, refusals.
+    """Show who did what: logins, uploads, downloads, refusals, changes of accounts.
 
-    It reads the current audit log and the rotated ones, the oldest first, also while the server runs.
+    It reads the current audit log and the rotated ones, the oldest first, also while the server runs; and what was
+    changed about accounts while it was stopped.
 
     \b
     Examples:
@@ -68,9 +74,14 @@ def audit(root: Path, as_json: bool, follow: bool, **words: object) -> None:
     reader = AuditReader(root / AUDIT_DIRECTORY)
     show = json.dumps if as_json else format_row
     try:
-        for row in reader.rows(follow=follow):
+        # First these: what the server takes over meanwhile is among the others then.
+        pending = {} if follow else _pending_changes(root)
+        for row in _rows(reader, pending, follow=follow):
             if wanted.passes(row):
                 click.echo(show(row))
+    except AccountsUnusable as error:
+        click.echo(f"twinportd: {error}", err=True)
+        sys.exit(_EXIT_FAILED)
     except KeyboardInterrupt:
         return
     except BrokenPipeError:
@@ -97,6 +108,29 @@ def audit(root: Path, as_json: bool, follow: bool, **words: object) -> None:
         click.echo(f"twinportd: {reader.damaged} damaged lines were left out.", err=True)
 
 
+def _rows(reader: AuditReader, pending: dict[str, Row], *, follow: bool) -> Iterator[Row]:
+    """Those of the log, and behind them the changes that are not in it yet."""
+    try:
+        for row in reader.rows(follow=follow):
+            pending.pop(str(row.get("change")), None)
+            yield row
+    except FileNotFoundError:
+        if not pending:
+            raise
+    yield from pending.values()
+
+
+def _pending_changes(root: Path) -> dict[str, Row]:
+    """The changes of accounts that no server has taken over yet, as the rows they will be; by their ids."""
+    path = root / RESERVED / FILE_NAME
+    if not path.exists():
+        return {}
+    with closing(AccountDatabase(path)) as database:
+        return {
+            change.id: json.loads(format_entry(change.entry(), change.time)) for change in database.pending_changes()
+        }
+
+
 def format_row(row: Row) -> str:
     """A row for people: time, event, who, from where, what, how it ended. Nothing in it moves the cursor."""
     outcome = _text(row, "outcome")
@@ -114,6 +148,10 @@ def format_row(row: Row) -> str:
     parts += [_text(row, key) for key in ("method", "what", "file") if row.get(key) is not None]
     if row.get("to") is not None:
         parts.append(f"-> {_text(row, 'to')}")
+    if row.get("detail") is not None:
+        parts.append(_text(row, "detail"))
+    if row.get("author") is not None:
+        parts.append(f"by {_text(row, 'author')}")
     if row.get("left_out") is not None:
         parts.append(f"({_text(row, 'left_out')} more left out)")
     return "  ".join(parts).rstrip()

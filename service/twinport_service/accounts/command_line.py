@@ -16,6 +16,7 @@ from twinport_protocol.names import RESERVED
 
 from twinport_service.config import ENVIRONMENT_PREFIX
 
+from .changes import this_person
 from .database import AccountDatabase, AccountError, AccountsUnusable
 from .grants import Grant, GrantError, parse_grant
 from .keys import KeyTextError, parse_keys
@@ -100,7 +101,7 @@ def open_accounts(root: Path, *, make: bool = False) -> Iterator[AccountDatabase
                     os.chown(own, owner.st_uid, owner.st_gid)
         elif not path.exists():
             fail(f"there are no accounts in {root}. Add the first one with: twinportd user add NAME --root {root}")
-        with closing(AccountDatabase(path)) as database:
+        with closing(AccountDatabase(path, author=this_person())) as database:
             yield database
     except (AccountError, AccountsUnusable) as error:
         fail(f"{error}.".replace("..", "."))

@@ -1,8 +1,8 @@
 """The accounts as the server asks for them: in memory, never waiting for the disk, and at most a moment old.
 
 A thread asks the database every ``watch_seconds`` whether somebody changed it (a look at shared memory, some
-microseconds) and then reads all accounts anew. What cannot be read leaves the last good state in force and is
-reported.
+microseconds) and then reads all accounts anew; and whether another file has its name by now, a backup that was put in
+its place, say, which counts from then on. What cannot be read leaves the last good state in force and is reported.
 
 A server that once saw an account never falls back to letting everybody do everything, not even when the last account
 is removed: that takes a new start.
@@ -15,15 +15,19 @@ import threading
 from pathlib import Path
 
 from twinport_service.access import ANONYMOUS, Act
+from twinport_service.audit import AuditLog
 from twinport_service.log import get_log
 from twinport_service.quota import UNLIMITED, Quota
+from twinport_service.rationed_log import RationedLog
 
+from .changes import ChangeDesk
 from .database import AccountDatabase, AccountError, AccountsUnusable
 from .grants import is_allowed
 from .records import Account, Epoch, Token
 
 FILE_NAME = "accounts.db"
 WATCH_SECONDS = 0.2
+_COMPLAINT_SECONDS = 60.0
 
 
 class LoginMode(enum.Enum):
@@ -42,6 +46,7 @@ class AccountStore:
         self._open_to_all = open_to_all
         self._watch_seconds = watch_seconds
         self._lock = threading.Lock()
+        self._complaints = RationedLog(_COMPLAINT_SECONDS)
         self._database = AccountDatabase(path)
         try:
             self._version = self._database.version()
@@ -51,6 +56,8 @@ class AccountStore:
             raise
         self._has_accounts = bool(self._snapshot.accounts)
         self._failed = False
+        self._desk: ChangeDesk | None = None
+        self._is_unsettled = True
         self._ended = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="accounts-watch", daemon=True)
         self._watcher.start()
@@ -58,6 +65,28 @@ class AccountStore:
     def _watch(self) -> None:
         while not self._ended.wait(self._watch_seconds):
             self.refresh()
+            if self._is_unsettled and self._desk is not None:
+                self._is_unsettled = False
+                self._is_unsettled |= not self._settle(self._desk)
+
+    def record_changes(self, audit: AuditLog) -> None:
+        """From now on put into ``audit`` what is changed about accounts, and what was while nobody did."""
+        self._desk = ChangeDesk(audit)
+
+    def _settle(self, desk: ChangeDesk) -> bool:
+        """Put the changes into the audit log, and all into the one file; False where it is to be tried again."""
+        try:
+            with self._lock:
+                changes = self._database.pending_changes()
+            ids = desk.take(changes)
+            with self._lock:
+                if ids:
+                    self._database.remove_changes(ids)
+                    desk.forget(ids)
+                return self._database.gather() and len(ids) == len(changes)
+        except AccountsUnusable as error:
+            self._complaints.error("[ACCOUNTS] Changes are not in the audit log yet", cause=str(error))
+            return False
 
     def refresh(self, *, force: bool = False) -> None:
         """Read the accounts anew if they changed, or in any case with ``force``. Blocks; never raises."""
@@ -65,6 +94,9 @@ class AccountStore:
             if self._ended.is_set():
                 return
             try:
+                if self._database.is_replaced():
+                    self._follow()
+                    force = True
                 version = self._database.version()
                 if version == self._version and not force and not self._failed:
                     return
@@ -77,11 +109,20 @@ class AccountStore:
             if self._failed:
                 get_log().info("[ACCOUNTS] Can be read again")
             self._failed = False
+            self._is_unsettled = True
             self._version = version
             if snapshot.accounts and not self._has_accounts:
                 get_log().warning("[ACCOUNTS] The first account: from now on only what is granted is allowed")
                 self._has_accounts = True  # before the snapshot: in between nothing is allowed rather than everything
             self._snapshot = snapshot
+
+    def _follow(self) -> None:
+        """Go on with the file that has the name now."""
+        self._database.abandon()
+        self._database = AccountDatabase(self._database.path, make=False)
+        get_log().warning("[ACCOUNTS] accounts.db was replaced: the accounts in the new file count from now on")
+        if self._desk is not None:
+            self._desk.note_replaced()
 
     def close(self) -> None:
         """Stop watching and release the database; harmless when repeated. Look-ups answer as before."""

@@ -177,7 +177,7 @@ def test_a_database_damaged_under_the_running_server_leaves_the_last_state_in_fo
         "INSERT INTO grants VALUES ('alice', 'x', 'fly')",
         "INSERT INTO grants VALUES ('alice', 'x', '')",
         "DROP TABLE grants",
-        "PRAGMA user_version = 3",
+        "PRAGMA user_version = 4",
     ],
 )
 def test_a_server_does_not_start_on_accounts_that_make_no_sense(root: Path, statement: str) -> None:
@@ -192,11 +192,14 @@ def test_a_server_does_not_start_on_accounts_that_make_no_sense(root: Path, stat
         open_foundation(Settings(root=root, tls="off"))
 
 
-def test_a_database_of_the_first_format_is_taken_over(database: AccountDatabase) -> None:
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_database_of_an_earlier_format_is_taken_over(database: AccountDatabase, version: int) -> None:
     database.add(Account("alice", 1.0))
     with closing(sqlite3.connect(database.path, isolation_level=None)) as raw:
-        raw.execute("ALTER TABLE users DROP COLUMN changes")
-        raw.execute("PRAGMA user_version = 1")
+        raw.execute("DROP TABLE pending_changes")
+        if version == 1:
+            raw.execute("ALTER TABLE users DROP COLUMN changes")
+        raw.execute(f"PRAGMA user_version = {version}")
     for _ in range(2):
         with closing(AccountDatabase(database.path)) as again:
             assert again.load().accounts["alice"] == Account("alice", 1.0)
