@@ -17,7 +17,7 @@ from twinport.engine import Policy
 
 from tests.client.servers import Proxy, Rule, ServerProcess, pass_all
 
-PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 60.0
 COMMAND_SECONDS = 60
 
 

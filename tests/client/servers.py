@@ -15,7 +15,7 @@ from pathlib import Path
 
 from twinport_protocol.frames import CHANNEL_MAGIC
 
-START_SECONDS = 30
+START_SECONDS = 60
 READ_BYTES = 64 * 1024
 
 

@@ -329,7 +329,7 @@ def test_a_target_that_turns_read_only_fails_the_file_and_ends_the_transfer(
             target=lambda: reports.append(client.get(f"{prefix}/file", tmp_path / "back", check=False)), daemon=True
         )
         fetching.start()
-        fetching.join(20)
+        fetching.join(60)
         assert not fetching.is_alive(), "it never ends"
     ((failure,),) = (report.failures for report in reports)
     assert "cannot write" in failure.error.message
@@ -497,7 +497,7 @@ def test_a_download_whose_source_changes_starts_anew(
 
     proxy = make_proxy(shared_server, rule)
     connect(proxy, policy=hasty).get(f"{prefix}/file", tmp_path / "back")
-    assert done.wait(20)
+    assert done.wait(60)
     got = (tmp_path / "back/file").read_bytes()
     assert got in (path.read_bytes(), newer.read_bytes())  # one version or the other, never a mixture
     client.get(f"{prefix}/file", tmp_path / "back")
@@ -578,7 +578,7 @@ def test_two_clients_that_resume_one_upload_do_not_mix(
             if taken():
                 threading.Thread(target=take_over).start()
             proxy.lock.release()
-            second_done.wait(20)
+            second_done.wait(60)
             proxy.lock.acquire()
         return data
 

@@ -22,7 +22,7 @@ from twinport_protocol.messages import Command, Reply, ReplyKind, Verb
 from tests.client.conftest import Connect
 from tests.client.servers import Passage, Proxy, ServerProcess
 
-AWAIT_SECONDS = 10.0
+AWAIT_SECONDS = 30.0
 
 
 def test_wakes_that_nobody_saw_are_one_and_none_is_lost() -> None:

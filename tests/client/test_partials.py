@@ -18,7 +18,7 @@ from twinport_protocol.segments import MIN_SEGMENT_BYTES, Layout
 
 SIZE = 2 * MIN_SEGMENT_BYTES + 3
 ROOT = bytes(range(32))
-AWAIT_SECONDS = 10.0
+AWAIT_SECONDS = 30.0
 
 
 @pytest.fixture

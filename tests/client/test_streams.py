@@ -18,7 +18,7 @@ from twinport.tls_stream import TlsStream
 
 from tests.client.secure_server import make_certificate, server_context
 
-TIMEOUT_SECONDS = 20.0
+TIMEOUT_SECONDS = 30.0
 
 
 @pytest.fixture(params=["plain", "tls"])

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-START_SECONDS = 30.0
+START_SECONDS = 60.0
 RUN_SECONDS = 600.0
 _BLOCK_BYTES = 4 * 1024 * 1024
 _TURN_BYTES = 1_234_577

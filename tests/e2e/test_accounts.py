@@ -40,7 +40,7 @@ def manage(daemon: Daemon, *words: str, given: str = "") -> str:
     return done.stdout
 
 
-def await_true(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+def await_true(condition: Callable[[], bool], seconds: float = 30.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it never came true"

@@ -60,7 +60,7 @@ def test_a_file_travels_by_two_nc(tmp_path: Path) -> None:
         data_port = str(daemon.data_port)
         say(b"UPLOAD two words.txt %d" % len(text))
         assert hear() == b"OK " + data_port.encode()
-        subprocess.run(["nc", "-N", "127.0.0.1", data_port], input=text, check=True, timeout=30)
+        subprocess.run(["nc", "-N", "127.0.0.1", data_port], input=text, check=True, timeout=60)
         assert hear() == b"DONE"
         say(b"LIST")
         assert [hear(), hear()] == [b"OK 1", b"two words.txt"]
@@ -68,12 +68,12 @@ def test_a_file_travels_by_two_nc(tmp_path: Path) -> None:
         assert hear() == b"OK %d %s" % (len(text), data_port.encode())
         say(b"READY")
         received = subprocess.run(
-            ["nc", "127.0.0.1", data_port], stdin=subprocess.DEVNULL, capture_output=True, check=True, timeout=30
+            ["nc", "127.0.0.1", data_port], stdin=subprocess.DEVNULL, capture_output=True, check=True, timeout=60
         )
         assert received.stdout == text
         assert hear() == b"DONE"
         say(b"QUIT")
         control.stdin.close()
         assert hear() == b""
-        control.wait(10)
+        control.wait(60)
         control.stdout.close()

@@ -22,7 +22,7 @@ from tests.service.raw_client import ClosedError, RawChannel, RawControl, await_
 SIZES = [0, 1, 5000, 300_000, MIN_SEGMENT_BYTES + 7]
 NAMES = [f"d{number % 3}/f{number}" for number in range(12)]
 OWN = ".twinport"
-WAIT_SECONDS = 20.0
+WAIT_SECONDS = 60.0
 
 
 class Mischief:

@@ -244,7 +244,7 @@ def _started(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], Any]]:
                 process.kill()
             else:
                 process.terminate()
-            process.wait(10)
+            process.wait(60)
             log = process.stderr.read()
     assert "Traceback" not in log, log
 

@@ -24,8 +24,9 @@ from tests.service.raw_client import RawChannel, RawControl
 from tests.service.running_server import RunningServer
 
 SHORT_SECONDS = 0.3
-in_a_hurry = pytest.mark.parametrize("deadline_seconds", [SHORT_SECONDS], ids=["hurry"])
-"""For tests of deadlines: the server of the test gives its clients 0.3 s to greet and to attach."""
+HURRY_SECONDS = 1.0  # those that are in time must be so on a busy machine too
+in_a_hurry = pytest.mark.parametrize("deadline_seconds", [HURRY_SECONDS], ids=["hurry"])
+"""For tests of deadlines: the server of the test gives its clients one second to greet and to attach."""
 KEYS = TicketKeys(bytes(range(16)), {7: bytes(range(32))}, 7)
 
 StartServer = Callable[..., RunningServer]
@@ -94,7 +95,7 @@ def start_server(root: Path, make_foundation: MakeFoundation) -> Iterator[StartS
 @pytest.fixture
 def deadline_seconds() -> float:
     """How long a client may take to greet and to attach; see ``in_a_hurry``."""
-    return 5.0
+    return 60.0
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO
 
 READY = re.compile(r"twinportd ready: control (\S+):(\d+) data (\S+):(\d+)\n")
+RUN_SECONDS = 60.0
 _QUIET = {name: value for name, value in os.environ.items() if not name.startswith("TWINPORT")}
 _COMMAND = [sys.executable, "-c", "from twinport_service.cli import main; main()"]
 
@@ -36,7 +37,7 @@ class Daemon:
         """Send signals (SIGTERM if none is named) and wait; the exit code."""
         for number in signals or (signal.SIGTERM,):
             self.process.send_signal(number)
-        return self.process.wait(15)
+        return self.process.wait(RUN_SECONDS)
 
 
 def _contents(file: IO[bytes]) -> str:
@@ -55,7 +56,7 @@ def run_daemon(*arguments: str, environment: dict[str, str] | None = None) -> su
         command(*arguments),
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=RUN_SECONDS,
         check=False,
         env={**_QUIET, **(environment or {})},
     )

@@ -48,7 +48,7 @@ from twinport_protocol.segments import Layout, digest_of, root_of
 from twinport_protocol.tickets import decode_ticket
 
 Address = tuple[str, int]
-ANSWER_SECONDS = 5.0
+ANSWER_SECONDS = 30.0
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _WITH_BODY = frozenset({FrameType.SEG, FrameType.MANIFEST_IS, FrameType.HAVE_IS})
 _T = TypeVar("_T")
@@ -459,7 +459,9 @@ def root_of_data(data: bytes) -> bytes:
     return root_of(len(data), b"".join(digest_of(part) for part in parts_of(data)))
 
 
-def await_true(condition: Callable[[], bool], within_seconds: float = 2.0, what: str = "the condition") -> None:
+def await_true(
+    condition: Callable[[], bool], within_seconds: float = ANSWER_SECONDS, what: str = "the condition"
+) -> None:
     """Wait until a condition holds."""
     deadline = time.monotonic() + within_seconds
     while not condition():

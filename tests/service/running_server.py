@@ -17,6 +17,7 @@ from twinport_service.server import Server
 from twinport_service.storage.memory import MemoryStorage
 
 _T = TypeVar("_T")
+CALL_SECONDS = 30.0
 
 
 class RunningServer:
@@ -73,7 +74,7 @@ class RunningServer:
         async def run() -> _T:
             return function()
 
-        return asyncio.run_coroutine_threadsafe(run(), self._loop).result(5)
+        return asyncio.run_coroutine_threadsafe(run(), self._loop).result(CALL_SECONDS)
 
     @property
     def control_address(self) -> tuple[str, int]:

@@ -245,7 +245,7 @@ def test_when_a_node_dies_in_mid_upload_another_takes_over(upload_id: MakeId, en
                 assert channel.answer().type is FrameType.GOODBYE
             with pytest.raises(ClosedError):
                 channel.answer()
-        assert second.process.wait(5) == (0 if ending is signal.SIGTERM else -signal.SIGKILL)
+        assert second.process.wait(60) == (0 if ending is signal.SIGTERM else -signal.SIGKILL)
         with RawChannel(first.data_address) as channel:
             channel.attach(upload.ticket)
             held = channel.have()

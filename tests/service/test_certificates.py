@@ -323,5 +323,5 @@ def test_a_name_that_is_none_is_told_at_the_start(tmp_path: Path) -> None:
 def test_an_open_server_says_so_loudly_at_every_start(tmp_path: Path) -> None:
     for _ in range(2):
         with running_daemon(tmp_path / "root", "--open", "--host", "0.0.0.0") as daemon:  # noqa: S104 (what is tested)
-            await_true(lambda log=daemon.log: "WARNING [OPEN] --open: everybody who can reach 0.0.0.0" in log(), 5)  # type: ignore[misc]
+            await_true(lambda log=daemon.log: "WARNING [OPEN] --open: everybody who can reach 0.0.0.0" in log())  # type: ignore[misc]
             assert daemon.stop() == 0

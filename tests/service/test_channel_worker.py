@@ -42,6 +42,7 @@ from tests.service.raw_client import await_true
 
 LATER = 2**40
 UPLOAD = b"u" * 16
+GUARD_SECONDS = 30.0
 
 
 class Pair:
@@ -52,7 +53,7 @@ class Pair:
         self.desk.open_small(UploadSpec(UPLOAD, "anonymous", parse_name("x"), 100))
         self.client, server = socket.socketpair()
         server.setblocking(False)
-        self.client.settimeout(5)
+        self.client.settimeout(GUARD_SECONDS)
         self.pool = BufferPool(64 * 1024, 2)
         self.worker = ChannelWorker(
             PlainTransport(server),
@@ -103,7 +104,7 @@ def pair(
         yield running
     finally:
         running.client.close()
-        running.thread.join(5)
+        running.thread.join(GUARD_SECONDS)
         assert not running.thread.is_alive()
 
 
@@ -130,7 +131,7 @@ def test_more_answers_than_are_read_stop_the_reading_and_none_is_lost() -> None:
 
 
 def test_what_was_said_before_a_farewell_arrives_though_the_client_goes_on_sending() -> None:
-    with pair(ChannelTimes(drain_seconds=0.5)) as running:
+    with pair(ChannelTimes(drain_seconds=GUARD_SECONDS)) as running:
         running.client.sendall(Header(FrameType.PUT, 0, 0, 1, 0, 0, 0).encode() * 100)
         await_true(lambda: running.worker.session.tally.bytes_in == 0 and not running.unread_bytes)
         running.client.sendall(bytes(24) + bytes(100_000))  # no frame of this protocol, and more of it
@@ -141,19 +142,19 @@ def test_what_was_said_before_a_farewell_arrives_though_the_client_goes_on_sendi
 
 
 def test_draining_waits_for_the_end_of_the_frame_under_way() -> None:
-    with pair(ChannelTimes(drain_seconds=5.0)) as running:
+    with pair(ChannelTimes(drain_seconds=60.0)) as running:
         running.client.sendall(Header(FrameType.PUT, 0, 0, 1, 0, 0, 50).encode() + bytes(20))
         await_true(lambda: not running.unread_bytes and not running.worker.session.at_boundary)
         running.worker.drain()
         running.client.settimeout(0.2)
         with pytest.raises(TimeoutError):
             running.client.recv(1)
-        running.client.settimeout(5)
+        running.client.settimeout(GUARD_SECONDS)
         running.client.sendall(bytes(30))
         frames = [running.frame(), running.frame()]
         assert [frame.type for frame in frames] == [FrameType.ACK, FrameType.GOODBYE]
         running.client.close()
-        running.thread.join(2)
+        running.thread.join(GUARD_SECONDS)
         assert not running.thread.is_alive()
 
 
@@ -162,7 +163,7 @@ def test_draining_cuts_a_frame_that_does_not_end() -> None:
         running.client.sendall(Header(FrameType.PUT, 0, 0, 1, 0, 0, 50).encode() + bytes(20))
         await_true(lambda: not running.unread_bytes and not running.worker.session.at_boundary)
         running.worker.drain()
-        running.thread.join(2)
+        running.thread.join(GUARD_SECONDS)
         assert not running.thread.is_alive()
         assert running.frames() == []
 
@@ -177,7 +178,7 @@ def test_a_worker_that_is_aborted_ends_and_can_be_woken_all_the_same() -> None:
     with pair() as running:
         before = set(os.listdir("/proc/self/fd"))
         running.worker.abort()
-        running.thread.join(2)
+        running.thread.join(GUARD_SECONDS)
         assert not running.thread.is_alive()
         assert running.worker.aborted
         running.worker.wake()

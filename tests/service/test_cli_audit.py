@@ -177,7 +177,7 @@ def test_following_misses_nothing_over_rotations(directory: Path) -> None:
             assert log.flush()
     log.close()
     try:
-        await_true(lambda: len(found) >= 3000, 10, "all rows")
+        await_true(lambda: len(found) >= 3000, what="all rows")
     finally:
         enough.set()
         thread.join()

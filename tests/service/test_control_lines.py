@@ -14,7 +14,7 @@ from twinport_protocol.messages import MAX_LINE_BYTES, ReplyKind, Verb
 
 from tests.service.conftest import StartServer, in_a_hurry
 from tests.service.oracle import Oracle
-from tests.service.raw_client import ClosedError, RawChannel, RawControl, await_true, many, send_file
+from tests.service.raw_client import ANSWER_SECONDS, ClosedError, RawChannel, RawControl, await_true, many, send_file
 from tests.service.running_server import RunningServer
 
 MakeId = Callable[[], bytes]
@@ -67,10 +67,8 @@ def test_anything_but_the_greeting_is_answered_and_closed(
 def test_a_greeting_that_does_not_come_ends_in_timeout(server: RunningServer, oracle: Oracle, first: bytes) -> None:
     with RawControl(server.control_address, greet=False) as client:
         client.send(first)
-        began = time.monotonic()
         assert b"ERROR Timeout" in client.line()
         assert client.is_closed()
-        assert time.monotonic() - began < 1.5
     oracle.check()
 
 
@@ -85,19 +83,18 @@ def test_a_greeting_that_ends_in_the_middle_is_forgotten(server: RunningServer, 
 
 @in_a_hurry
 def test_a_drip_does_not_prolong_the_greeting(server: RunningServer, oracle: Oracle) -> None:
-    with RawControl(server.control_address, greet=False) as client:
-        began = time.monotonic()
-        with suppress(OSError):
-            for byte in b"HELLO 2 agent=" + b"x" * 1000:
-                client.send(bytes((byte,)))
-                if client.is_closed(within_seconds=0.02):
-                    break
-        assert time.monotonic() - began < 1.5
+    with RawControl(server.control_address, greet=False) as client, suppress(OSError):
+        for byte in b"HELLO 2 agent=" + b"x" * 1000:
+            client.send(bytes((byte,)))
+            if client.is_closed(within_seconds=0.02):
+                break
+        else:
+            pytest.fail("the whole drip was listened to")
     oracle.check()
 
 
 def test_a_greeting_in_single_bytes_is_a_greeting(start_server: StartServer) -> None:
-    running = start_server(greeting_seconds=5.0)
+    running = start_server(greeting_seconds=60.0)
     with RawControl(running.control_address, greet=False) as client:
         for byte in b"HELLO 2 agent=slow\r\n":
             client.send(bytes((byte,)))
@@ -108,9 +105,8 @@ def test_a_greeting_in_single_bytes_is_a_greeting(start_server: StartServer) -> 
 
 @in_a_hurry
 def test_a_greeted_session_may_be_silent_longer_than_a_greeting(server: RunningServer, control: RawControl) -> None:
-    assert server.settings.greeting_seconds < 0.5
-    assert not control.is_closed(within_seconds=0.9)
-    control.sock.settimeout(5)
+    assert not control.is_closed(within_seconds=2 * server.settings.greeting_seconds)
+    control.sock.settimeout(ANSWER_SECONDS)
     assert control.ask(Verb.PING).kind is ReplyKind.OK
 
 
@@ -123,14 +119,13 @@ def test_an_idle_session_is_told_and_closed(start_server: StartServer) -> None:
 
 def test_half_a_line_now_and_then_keeps_no_session_alive(start_server: StartServer) -> None:
     running = start_server(idle_seconds=0.3)
-    with RawControl(running.control_address) as client:
-        began = time.monotonic()
-        with suppress(OSError):
-            while time.monotonic() - began < 3:
-                client.send(b"x")
-                if client.is_closed(within_seconds=0.02):
-                    break
-        assert time.monotonic() - began < 1.5
+    with RawControl(running.control_address) as client, suppress(OSError):
+        for _ in range(1000):
+            client.send(b"x")
+            if client.is_closed(within_seconds=0.02):
+                break
+        else:
+            pytest.fail("it was kept alive")
 
 
 # lines ----------------------------------------------------------------------------------------------------------------
@@ -318,7 +313,8 @@ def test_a_client_that_pipelines_without_reading_is_not_read_and_then_closed(
         fill(control, channel, 300, upload_id)
     await_true(lambda: running.session_count == 0)
     before = resident_bytes()
-    with RawControl(running.control_address, timeout_seconds=1.0, receive_buffer=4096) as deaf:
+    with RawControl(running.control_address, receive_buffer=4096) as deaf:
+        deaf.sock.settimeout(1.0)
         sent = 0
         with suppress(OSError):
             for start in range(1, 2_000_000, 1000):
@@ -326,22 +322,22 @@ def test_a_client_that_pipelines_without_reading_is_not_read_and_then_closed(
                 sent += 1000
         assert sent < 1_999_000, "nothing held the flood back"
         assert resident_bytes() - before < 32 * MIB
-        await_true(lambda: running.session_count == 0, 20.0, "the end of the deaf session")
+        await_true(lambda: running.session_count == 0, what="the end of the deaf session")
     with RawControl(running.control_address) as control:
         assert control.ask(Verb.PING).kind is ReplyKind.OK
 
 
 def test_deaf_sessions_do_not_slow_down_others(start_server: StartServer, upload_id: MakeId) -> None:
-    running = start_server(stall_seconds=5.0)
+    running = start_server(stall_seconds=600.0)
     with RawControl(running.control_address) as control, RawChannel(running.data_address) as channel:
         fill(control, channel, 300, upload_id)
-        deaf = [RawControl(running.control_address, timeout_seconds=0.05) for _ in range(20)]
+        deaf = [RawControl(running.control_address) for _ in range(20)]
         with many(deaf):
             for client in deaf:
+                client.sock.settimeout(0.05)
                 with suppress(OSError):
                     for start in range(1, 100_000, 1000):
                         client.send(b"".join(b"%d LIST\n" % number for number in range(start, start + 1000)))
-            began = time.monotonic()
             assert control.ask(Verb.PING).kind is ReplyKind.OK
             assert control.ask(Verb.STAT, "nothing").code is ErrorCode.FILE_NOT_FOUND
-            assert time.monotonic() - began < 1.0
+            assert running.session_count == 21, "the deaf are still there"

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import socket
-import time
 from contextlib import ExitStack, closing
 
 import pytest
 from twinport_protocol.errors import ErrorCode
 from twinport_protocol.frames import FrameType
-from twinport_protocol.messages import Verb
+from twinport_protocol.messages import ReplyKind, Verb
 from twinport_protocol.tickets import Action, Ticket
 
 from tests.service.conftest import KEYS, StartServer
@@ -27,7 +26,7 @@ def storage_kind() -> str:
 
 def connect(stack: ExitStack, address: Address, source: str, said: bytes = HELLO) -> socket.socket:
     """A connection from that address of this machine."""
-    sock = stack.enter_context(closing(socket.create_connection(address, 10, (source, 0))))
+    sock = stack.enter_context(closing(socket.create_connection(address, 60, (source, 0))))
     sock.sendall(said)
     return sock
 
@@ -43,12 +42,10 @@ def line_of(sock: socket.socket) -> bytes:
     return data
 
 
-def serves_others(server: RunningServer) -> float:
-    """A new client of another address does something; how long it takes."""
-    began = time.perf_counter()
+def assert_serves_others(server: RunningServer) -> None:
+    """A new client of another address is served, long before anybody's time is up."""
     with RawControl(server.control_address) as control:
-        control.ask(Verb.PING)
-    return time.perf_counter() - began
+        assert control.ask(Verb.PING).kind is ReplyKind.OK
 
 
 def test_the_513th_session_of_one_address_is_told_when_to_come_again(start_server: StartServer) -> None:
@@ -58,8 +55,8 @@ def test_the_513th_session_of_one_address_is_told_when_to_come_again(start_serve
         assert all(line.startswith(b"OK 2 ") for line in lines[:512])
         refused = b"ERROR Busy retry=5 the server is at its limit; try again a little later\n"
         assert lines[512:] == [refused] * 88
-        assert serves_others(server) < 1
-    await_true(lambda: server.session_count == 0, 5, "the end of all sessions")
+        assert_serves_others(server)
+    await_true(lambda: server.session_count == 0, what="the end of all sessions")
     with ExitStack() as stack:
         assert line_of(connect(stack, server.control_address, "127.0.0.2")).startswith(b"OK 2 ")
     log = server.log.getvalue()
@@ -84,18 +81,18 @@ def test_classic_sessions_count_with_the_others(start_server: StartServer) -> No
             b"ERROR Busy retry=5 "
         )
         assert line_of(connect(stack, server.control_address, "127.0.0.3", b"LIST\n")).startswith(b"OK ")
-    await_true(lambda: server.server._guards.sessions.count == 0, 5, "the end of all sessions")
+    await_true(lambda: server.server._guards.sessions.count == 0, what="the end of all sessions")
 
 
 def test_slow_ones_keep_nobody_out(start_server: StartServer) -> None:
     """1,000 connections that say one byte and then another."""
-    server = start_server()
+    server = start_server(greeting_seconds=600.0)
     with ExitStack() as stack:
         slow = [connect(stack, server.control_address, "127.0.0.2", b"H") for _ in range(1000)]
         for letter in (b"E", b"L"):
             for sock in slow:
                 sock.sendall(letter)
-            assert serves_others(server) < 1
+            assert_serves_others(server)
     server.assert_no_traceback()
 
 
@@ -105,7 +102,7 @@ def test_channels_of_one_address_are_bounded(start_server: StartServer) -> None:
         channels = [stack.enter_context(RawChannel(server.data_address)) for _ in range(3)]
         await_true(lambda: server.channel_count == 3, what="three channels")
         with RawChannel(server.data_address) as one_more:
-            assert one_more.is_closed(2)
+            assert one_more.is_closed()
         channels[0].close()
         await_true(lambda: server.channel_count == 2, what="room")
         with RawChannel(server.data_address):

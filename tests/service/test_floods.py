@@ -87,25 +87,30 @@ def test_a_crowd_on_both_ports_does_not_disturb_a_transfer(start_server: StartSe
     running.assert_no_traceback()
 
 
+def half_a_second_costs() -> float:
+    """The processor time of this process, in which the server runs too, in half a second of waiting."""
+    before = time.process_time()
+    time.sleep(0.5)  # this is what is measured
+    return time.process_time() - before
+
+
 def test_a_slow_crowd_costs_no_processor_time_and_new_clients_are_served(start_server: StartServer) -> None:
-    running = start_server(greeting_seconds=5.0)
+    running = start_server(greeting_seconds=600.0)
     crowd = [RawControl(running.control_address, greet=False) for _ in range(1000)]
     with many(crowd):
         for client in crowd:
             client.send(b"HEL")
         reception = running.server._receptions[0]
         await_true(lambda: running.call(lambda: reception.count) >= 1000)
-        before = time.process_time()
-        time.sleep(0.5)  # this is a measurement: what does half a second of waiting cost?
-        assert time.process_time() - before < 0.2
-        began = time.monotonic()
+        # The last of the crowd may still be under way, and something else of this process at work: once is enough.
+        assert any(half_a_second_costs() < 0.2 for _ in range(10))
         with RawControl(running.control_address) as control:
             assert control.ask(Verb.PING).kind is ReplyKind.OK
-        assert time.monotonic() - began < 1.0
+        assert running.call(lambda: reception.count) >= 1000, "the crowd is still there"
 
 
 def test_of_too_many_silent_connections_the_oldest_gives_way(start_server: StartServer) -> None:
-    running = start_server(max_unattached=8, attach_seconds=5.0)
+    running = start_server(max_unattached=8, attach_seconds=600.0)
     crowd = [RawChannel(running.data_address, magic=False) for _ in range(20)]
     with many(crowd):
         await_true(lambda: running.call(lambda: running.server._receptions[1].count) == 8)
@@ -156,7 +161,7 @@ def test_a_client_that_sends_pieces_without_reading_answers_is_held_back(
                 for _ in range(1000):
                     deaf.send(nothing)
             assert resident_bytes() - before < 32 * MIB
-            await_true(lambda: running.channel_count == 0, 10.0, "the end of the deaf channel")
+            await_true(lambda: running.channel_count == 0, what="the end of the deaf channel")
         assert control.ask(Verb.PING).kind is ReplyKind.OK
 
 
@@ -164,7 +169,7 @@ def test_a_client_that_sends_pieces_without_reading_answers_is_held_back(
 def test_large_answers_that_nobody_reads_are_not_made(
     start_server: StartServer, upload_id: MakeId, kind: FrameType
 ) -> None:
-    running = start_server(stall_seconds=1.0)
+    running = start_server(stall_seconds=600.0)
     size = 2000 * MIN_SEGMENT_BYTES
     with RawControl(running.control_address) as control:
         upload = control.upload("x", size, upload_id())
@@ -183,7 +188,7 @@ def test_large_answers_that_nobody_reads_are_not_made(
 
 
 def test_200_downloaders_that_do_not_read_cost_little_memory(start_server: StartServer, upload_id: MakeId) -> None:
-    running = start_server()
+    running = start_server(stall_seconds=600.0)
     data = os.urandom(MIN_SEGMENT_BYTES)
     with RawControl(running.control_address) as control, RawChannel(running.data_address) as channel:
         send_file(control, channel, "x", data, upload_id())
@@ -203,22 +208,20 @@ def test_200_downloaders_that_do_not_read_cost_little_memory(start_server: Start
         await_true(lambda: running.channel_count == 1)
 
 
-def test_a_stalled_channel_does_not_hold_up_the_others(
-    server: RunningServer, control: RawControl, upload_id: MakeId
-) -> None:
+def test_a_stalled_channel_does_not_hold_up_the_others(start_server: StartServer, upload_id: MakeId) -> None:
+    running = start_server(stall_seconds=600.0)
     data = os.urandom(4 * MIN_SEGMENT_BYTES)
-    upload = control.upload("x", len(data), upload_id())
-    channels = [RawChannel(server.data_address) for _ in range(4)]
-    with many(channels):
+    channels = [RawChannel(running.data_address) for _ in range(4)]
+    with many(channels), RawControl(running.control_address) as control:
+        upload = control.upload("x", len(data), upload_id())
         for channel in channels:
             channel.attach(upload.ticket)
         stalled, *going = channels
         stalled.frame(FrameType.PUT, 1, 3, 0, MIB, 0, data[-100:])
-        began = time.monotonic()
         for segment, channel in enumerate(going):
             part = data[segment * MIN_SEGMENT_BYTES :][:MIN_SEGMENT_BYTES]
             assert channel.put_segment(1, segment, part) is AckStatus.SEALED
         # The stalled one's segment is given to another.
         assert going[0].put_segment(1, 3, data[-MIN_SEGMENT_BYTES:]) is AckStatus.SEALED
         assert control.commit(upload, root_of_data(data)).kind is ReplyKind.DONE
-        assert time.monotonic() - began < 2.0
+        assert running.channel_count == 4, "the stalled one is still there"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -85,12 +84,10 @@ def test_it_ends_with_the_server(server: RunningServer, door: SlowReads) -> None
         stopping = threading.Thread(target=server.stop)
         stopping.start()
         await_true(server.foundation.storage._manifests._is_stopped.is_set)  # type: ignore[attr-defined]
-        began = time.monotonic()
         door.go.set()
         replies = control.finish(number)
         assert replies[-1].code is ErrorCode.SHUTTING_DOWN
-        stopping.join(10)
+        stopping.join(60)
         assert not stopping.is_alive()
-        assert time.monotonic() - began < 5
         assert door.reads == 1
     server.assert_no_traceback()

@@ -78,13 +78,13 @@ def desk(storage: WatchedStorage) -> UploadDesk:
 
 def test_many_who_ask_at_once_share_one_pass(desk: UploadDesk, storage: WatchedStorage) -> None:
     go = threading.Event()
-    storage.at[1] = lambda: assert_true(go.wait(10))
+    storage.at[1] = lambda: assert_true(go.wait(30))
     handles = [desk.attach(UPLOAD, 1, USER) for _ in range(4)]
     with ThreadPoolExecutor(4) as pool:
         asked = [pool.submit(handle.have) for handle in handles]
         await_true(lambda: storage.begun[1] > 0)
         go.set()
-        answers = [[held.segment for held in future.result(10)] for future in asked]
+        answers = [[held.segment for held in future.result(30)] for future in asked]
     assert answers == [[0, 1, 2]] * 4
     assert desk.attach(UPLOAD, 1, USER).have()
     assert storage.begun == {0: 1, 1: 1, 2: 1}
@@ -110,7 +110,7 @@ def test_a_segment_that_is_lost_and_sent_again_meanwhile_is_not_unsealed(
     storage.put_piece(UPLOAD, next(iter(storage._stagings[UPLOAD].pieces))[1], 0, 5, b"damage")
     go, second_begun = threading.Event(), threading.Event()
     first, second = desk.attach(UPLOAD, 1, USER), desk.attach(UPLOAD, 1, USER)
-    storage.at[2] = lambda: assert_true(go.wait(10))
+    storage.at[2] = lambda: assert_true(go.wait(30))
 
     def ask_second() -> list[int]:
         second_begun.set()
@@ -120,11 +120,11 @@ def test_a_segment_that_is_lost_and_sent_again_meanwhile_is_not_unsealed(
         asked = pool.submit(lambda: [held.segment for held in first.have()])
         await_true(lambda: storage.begun[2] > 0)  # segment 0 was found lost by now
         later = pool.submit(ask_second)
-        assert second_begun.wait(10)
+        assert second_begun.wait(30)
         assert send(first, 0) is AckStatus.SEALED
         go.set()
-        assert asked.result(10) == [0, 1, 2]
-        assert later.result(10) == [0, 1, 2]
+        assert asked.result(30) == [0, 1, 2]
+        assert later.result(30) == [0, 1, 2]
     assert set(desk.ledger.sealed(UPLOAD)) == {0, 1, 2}
     assert storage.begun[0] == 1
 

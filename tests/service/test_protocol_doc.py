@@ -17,7 +17,7 @@ from tests.service.running_server import RunningServer
 DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "protocol.md").read_text()
 STEP = re.compile(r"(\d)([$><.]) (.*)")
 CONTROL_PORT, DATA_PORT = 5001, 5002
-TIMEOUT_SECONDS = 10.0
+TIMEOUT_SECONDS = 30.0
 
 
 def blocks(language: str) -> list[str]:

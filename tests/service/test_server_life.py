@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import stat
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from twinport_service.config import Settings
 from twinport_service.embedded import OWN_DIRECTORY
 
 from tests.service.conftest import StartServer
-from tests.service.daemon import Daemon, run_daemon, running_daemon
+from tests.service.daemon import RUN_SECONDS, Daemon, run_daemon, running_daemon
 from tests.service.raw_client import (
     ClosedError,
     RawChannel,
@@ -33,7 +32,8 @@ from tests.service.raw_client import (
 
 MakeId = Callable[[], bytes]
 SIZE = 3 * MIN_SEGMENT_BYTES
-STOP_SECONDS = 5.0
+LEISURE = ("--drain-seconds", "600")  # so that what ends sooner ends because it is at a boundary
+PATIENCE = [f"--{what}-seconds=600" for what in ("greeting", "attach", "stall", "idle")]
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_a_stop_in_mid_upload_says_goodbye_at_a_frame_boundary_and_loses_nothing
     root: Path, upload_id: MakeId, number: signal.Signals
 ) -> None:
     data = os.urandom(SIZE)
-    with running_daemon(root) as daemon:
+    with running_daemon(root, *LEISURE) as daemon:
         with RawControl(daemon.control_address) as control, RawChannel(daemon.data_address) as channel:
             upload = control.upload("x", SIZE, upload_id())
             channel.attach(upload.ticket)
@@ -83,16 +83,15 @@ def test_a_stop_in_mid_upload_says_goodbye_at_a_frame_boundary_and_loses_nothing
             channel.frame(FrameType.PUT, 1, 1, 0, 1000, 0, data[:500])  # half a frame
             while not isinstance(held := channel_have(daemon, upload.ticket), list) or len(held) < 2:
                 continue
-            began = time.monotonic()
             daemon.process.send_signal(number)
             assert control.reply().words == ("draining",)
             channel.send(data[500:1000])
             assert channel.acknowledged() is AckStatus.RECEIVED
             assert channel.answer().type is FrameType.GOODBYE
-            assert time.monotonic() - began < 1.5
             assert channel.is_closed()
+            channel.close()
             assert control.is_closed()
-        assert daemon.process.wait(STOP_SECONDS) == 0
+        assert daemon.process.wait(RUN_SECONDS) == 0
     assert visible(root) == set()
     with (
         running_daemon(root) as daemon,
@@ -119,17 +118,21 @@ def channel_have(daemon: Daemon, ticket: bytes) -> object:
 
 def test_a_stop_in_mid_download_ends_between_two_frames(root: Path, upload_id: MakeId) -> None:
     data = os.urandom(SIZE)
-    with running_daemon(root) as daemon:
+    with running_daemon(root, *LEISURE) as daemon:
         with RawControl(daemon.control_address) as control, RawChannel(daemon.data_address) as channel:
             send_file(control, channel, "x", data, upload_id())
             with RawChannel(daemon.data_address, receive_buffer=65536) as slow:
-                slow.attach(control.download("x").ticket)
+                ticket = control.download("x").ticket
+                slow.attach(ticket)
                 for segment in range(3):
                     slow.get(1, segment, 0, MIN_SEGMENT_BYTES)
                 first = slow.answer()
                 assert first.body == data[: len(first.body)]
-                began = time.monotonic()
-                daemon.process.send_signal(signal.SIGTERM)
+                # Channels are told in the order in which they came: when a later one was, so was the slow one.
+                with RawChannel(daemon.data_address) as witness:
+                    assert fetch_file(control, witness, "x") == data
+                    daemon.process.send_signal(signal.SIGTERM)
+                    assert witness.answer().type is FrameType.GOODBYE
                 position = len(first.body)
                 while (answer := slow.answer()).type is not FrameType.GOODBYE:
                     assert answer.code is None
@@ -137,15 +140,14 @@ def test_a_stop_in_mid_download_ends_between_two_frames(root: Path, upload_id: M
                     assert start == position
                     assert answer.body == data[start : start + len(answer.body)]
                     position += len(answer.body)
-                assert time.monotonic() - began < 1.5
                 assert position < SIZE, "there was something to interrupt"
-        assert daemon.process.wait(STOP_SECONDS) == 0
+        assert daemon.process.wait(RUN_SECONDS) == 0
 
 
 def test_a_client_that_does_not_go_cannot_hold_up_the_stop(root: Path, upload_id: MakeId) -> None:
     data = os.urandom(SIZE)
     with (
-        running_daemon(root) as daemon,
+        running_daemon(root, *PATIENCE) as daemon,
         RawControl(daemon.control_address) as control,
         RawControl(daemon.control_address, greet=False),
         RawChannel(daemon.data_address, receive_buffer=4096) as deaf,
@@ -158,15 +160,13 @@ def test_a_client_that_does_not_go_cannot_hold_up_the_stop(root: Path, upload_id
         deaf.get(1, 0, 0, MIN_SEGMENT_BYTES)
         stuck.attach(control.upload("y", SIZE, upload_id()).ticket)
         stuck.frame(FrameType.PUT, 1, 0, 0, 1000, 0, b"half")
-        began = time.monotonic()
         assert daemon.stop() == 0
-        assert time.monotonic() - began < STOP_SECONDS
     assert visible(root) == {"x"}
 
 
 def test_a_second_signal_ends_at_once(root: Path, upload_id: MakeId) -> None:
     with (
-        running_daemon(root, "--drain-seconds", "30") as daemon,
+        running_daemon(root, *LEISURE) as daemon,
         RawControl(daemon.control_address) as control,
         RawChannel(daemon.data_address) as stuck,
     ):
@@ -176,9 +176,7 @@ def test_a_second_signal_ends_at_once(root: Path, upload_id: MakeId) -> None:
         stuck.frame(FrameType.PUT, 1, 0, 5, 1000, 0, b"half")
         daemon.process.send_signal(signal.SIGTERM)
         assert control.reply().words == ("draining",)
-        began = time.monotonic()
         assert daemon.stop(signal.SIGINT) == 0
-        assert time.monotonic() - began < STOP_SECONDS
     assert visible(root) == set()
 
 
@@ -334,7 +332,7 @@ def test_the_settings_have_bounds() -> None:
 
 
 def test_a_commit_flag_on_a_stopping_server_is_answered_or_repeatable(root: Path, upload_id: MakeId) -> None:
-    with running_daemon(root) as daemon:
+    with running_daemon(root, *LEISURE) as daemon:
         with RawControl(daemon.control_address) as control, RawChannel(daemon.data_address) as channel:
             sent = {}
             for number in range(200):
@@ -348,6 +346,6 @@ def test_a_commit_flag_on_a_stopping_server_is_answered_or_repeatable(root: Path
                 assert answer.code in (None, ErrorCode.SHUTTING_DOWN)
                 assert answer.status == AckStatus.COMMITTED
                 committed.add(sent[answer.attachment])
-        assert daemon.process.wait(STOP_SECONDS) == 0
+        assert daemon.process.wait(RUN_SECONDS) == 0
     assert committed <= visible(root), "what was acknowledged is there"
     assert visible(root) <= set(sent.values())

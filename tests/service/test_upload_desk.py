@@ -313,7 +313,7 @@ def test_two_channels_that_send_the_first_pieces_of_a_late_upload_begin_it_once(
         def begin(self, spec: UploadSpec) -> None:
             """See the contract."""
             self.begun.append(spec.upload_id)
-            assert self.go_on.wait(5)
+            assert self.go_on.wait(30)
             super().begin(spec)
 
     storage = Slow()

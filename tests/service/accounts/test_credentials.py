@@ -340,6 +340,6 @@ def test_a_closed_authenticator_says_so(store: AccountStore, hasher: PasswordHas
     for method in ("password", "key"):
         outcomes: SimpleQueue[LoggedIn | Refusal] = SimpleQueue()
         authenticator.authenticate(LoginRequest(method, {"user": "x"}, SERVER_NONCE, NONCE, None, HERE), outcomes.put)
-        outcome = outcomes.get(timeout=5)
+        outcome = outcomes.get(timeout=30)
         assert isinstance(outcome, Refusal)
         assert outcome.code is ErrorCode.SHUTTING_DOWN

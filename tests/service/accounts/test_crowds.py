@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import select
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 
@@ -21,24 +20,22 @@ def test_who_keeps_sessions_open_without_logging_in_loses_them_to_who_does(
     start_with_accounts: StartWithAccounts, add: Add
 ) -> None:
     add("alice")
-    server = start_with_accounts(max_unauthenticated=20, login_delays=False)
+    server = start_with_accounts(max_unauthenticated=20, login_delays=False, login_seconds=600.0)
     guards = server.server._guards
     with ExitStack() as stack:
         idle = [stack.enter_context(RawControl(server.control_address)) for _ in range(100)]
         assert guards.sessions.unproved_count <= 20
-        began = time.perf_counter()
         client = stack.enter_context(RawControl(server.control_address))
         assert client.ask(Verb.LOGIN, "password", options=RIGHT).kind is ReplyKind.OK
-        assert time.perf_counter() - began < 1
         more = [stack.enter_context(RawControl(server.control_address)) for _ in range(100)]
         assert client.ask(Verb.PING).kind is ReplyKind.OK, "who has logged in stays"
-        readable, _, _ = select.select([each.sock for each in idle], [], [], 5)
+        readable, _, _ = select.select([each.sock for each in idle], [], [], 30)
         gone = next(each for each in idle if each.sock in readable)
         told = gone.reply()
         assert (told.id, told.code, told.retry_seconds) == (0, ErrorCode.BUSY, 1)
         assert gone.is_closed()
         assert len(more) == 100
-    await_true(lambda: guards.sessions.count == 0, 5, "the end of all sessions")
+    await_true(lambda: guards.sessions.count == 0, what="the end of all sessions")
     assert guards.sessions.table_size == 0
     server.assert_no_traceback()
 

@@ -27,7 +27,7 @@ from tests.service.accounts.conftest import SshKey
 Add = Callable[..., None]
 
 
-def await_true(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+def await_true(condition: Callable[[], bool], seconds: float = 30.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it never came true"

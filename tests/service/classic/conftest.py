@@ -1,4 +1,4 @@
-"""Fixtures of the classic dialect: a server over a disk with deadlines of 0.3 s, and the oracle that judges it."""
+"""Fixtures of the classic dialect: a server over a disk, and the oracle that judges it."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from twinport_service.classic.plane import ClassicLimits
 from twinport_service.storage.local import LocalStorage
 
-from .harness import RunningPlane, running_plane
+from .harness import PATIENT, SHORT, RunningPlane, running_plane
 from .oracle import ClassicOracle
+
+in_a_hurry = pytest.mark.parametrize("limits", [SHORT], ids=["hurry"])
+"""For tests of deadlines: the server of the test gives its clients one second for everything."""
 
 
 @pytest.fixture
@@ -32,9 +36,15 @@ def outside(shm_path: Path) -> Path:
 
 
 @pytest.fixture
-def server(root: Path) -> Iterator[RunningPlane]:
-    """A server with short deadlines over a real directory."""
-    with running_plane(LocalStorage(root)) as running:
+def limits() -> ClassicLimits:
+    """The bounds of ``server``; see ``in_a_hurry``."""
+    return PATIENT
+
+
+@pytest.fixture
+def server(root: Path, limits: ClassicLimits) -> Iterator[RunningPlane]:
+    """A server over a real directory."""
+    with running_plane(LocalStorage(root), limits) as running:
         yield running
 
 

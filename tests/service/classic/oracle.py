@@ -14,9 +14,11 @@ from pathlib import Path
 from tests.conftest import open_descriptors
 
 from .harness import RunningPlane
+from .reference_client import ServerError
 
 FRESH_CLIENT_SECONDS = 1.0
-SETTLE_SECONDS = 3.0
+BUSY_MACHINE_SECONDS = 30.0
+SETTLE_SECONDS = 30.0
 POLL_SECONDS = 0.005
 MAX_REPLY_BYTES = 512
 PROBE_NAME = "probe of the oracle"
@@ -73,6 +75,7 @@ class ClassicOracle:
         self._server = server
         self._root = root
         self._outside = outside
+        self._probes: set[bytes] = set()
         self._probe()  # whatever is made once and kept is made now
         self._tree = fingerprint(outside)
         self._descriptors = self._working_descriptors()
@@ -80,7 +83,7 @@ class ClassicOracle:
 
     def check(self, sent: Collection[bytes] = ()) -> None:
         """Run all checks. Every visible file must be one of ``sent``; the test's own clients must be gone."""
-        probe = self._probe()
+        self._probe()
         plane, ledger = self._server.plane, self._server.desk.ledger
         wait_until(lambda: plane.sessions == 0, "the end of all sessions")
         wait_until(lambda: plane.transfers == 0, "the end of all transfers")
@@ -90,25 +93,32 @@ class ClassicOracle:
         wait_until(lambda: self._working_threads() <= self._threads, "the threads of the baseline")
         wait_until(lambda: self._working_descriptors() <= self._descriptors, "the descriptors of the baseline")
         assert fingerprint(self._outside) == self._tree, "something outside the root was touched"
-        allowed = {*sent, probe}
+        allowed = {*sent, *self._probes}
         strange = [name for name, content in visible_files(self._root).items() if content not in allowed]
         assert not strange, f"files that nobody sent completely: {strange}"
         self._check_log()
 
-    def _probe(self) -> bytes:
+    def _probe(self) -> None:
+        # On a busy machine some tries may be unlucky; a server that keeps people waiting does so every time.
+        give_up_at = time.monotonic() + BUSY_MACHINE_SECONDS
+        while not self._serves_a_new_client_at_once():
+            assert time.monotonic() < give_up_at, "a new client waited too long"
+        wait_until(lambda: self._server.plane.sessions == 0, "the end of the probe")
+
+    def _serves_a_new_client_at_once(self) -> bool:
         content = secrets.token_bytes(5000)
-        for last in (False, False, True):  # the machine may be busy with other things for a moment
-            began = time.monotonic()
-            with self._server.client() as client:
+        self._probes.add(content)
+        began = time.monotonic()
+        with self._server.client() as client:
+            try:
                 client.upload(PROBE_NAME, content)
                 assert client.download(PROBE_NAME) == content
-                assert PROBE_NAME in client.list_names()
-            took = time.monotonic() - began
-            if took < FRESH_CLIENT_SECONDS:
-                break
-            assert not last, f"a new client waited {took:.2f} s"
-        wait_until(lambda: self._server.plane.sessions == 0, "the end of the probe")
-        return content
+            except ServerError as error:
+                if error.code != "Timeout":  # that is what those are told who are late
+                    raise
+                return False
+            assert PROBE_NAME in client.list_names()
+        return time.monotonic() - began < FRESH_CLIENT_SECONDS
 
     def _staged(self) -> list[str]:
         staging = self._root / OWN_DIRECTORY / "staging"

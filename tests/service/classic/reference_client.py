@@ -24,7 +24,7 @@ class ServerError(Exception):
 class ReferenceClient:
     """One session. ``source`` binds its sockets to a local address."""
 
-    def __init__(self, host: str, control_port: int, *, timeout: float = 20.0, source: str | None = None) -> None:
+    def __init__(self, host: str, control_port: int, *, timeout: float = 30.0, source: str | None = None) -> None:
         self.host = host
         self.timeout = timeout
         self.source = (source, 0) if source else None

@@ -8,7 +8,6 @@ import select
 import socket
 import struct
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -18,16 +17,22 @@ import pytest
 from twinport_protocol.errors import ErrorCode, Refusal
 from twinport_protocol.names import RemoteName
 from twinport_service.access import Act
+from twinport_service.classic.pairing import PairingTimes
 from twinport_service.storage.contract import Page, VersionInfo
 from twinport_service.storage.local import LocalStorage
 from twinport_service.storage.memory import MemoryReader, MemoryStorage
 
+from .conftest import in_a_hurry
 from .harness import PATIENT, SHORT, RunningPlane, running_plane
 from .oracle import ClassicOracle, assert_reply, wait_until
 from .reference_client import ReferenceClient, ServerError
 from .test_faults import resident_bytes
 from .test_flows import content_of, together
 
+# Who is paired must be in time on a busy machine too.
+CONTENDED = replace(PATIENT, pairing=PairingTimes(alone_seconds=2.0, contended_seconds=2.0, settle_seconds=0.05))
+# Nobody reads, nor has to be in time for anything else.
+UNREAD = replace(PATIENT, transfer=SHORT.transfer)
 RESET = struct.pack("ii", 1, 0)
 
 
@@ -48,6 +53,7 @@ def is_closed_without_a_byte(sock: socket.socket) -> bool:
 # pairing -------------------------------------------------------------------------------------------------------------
 
 
+@in_a_hurry
 def test_a_data_connection_that_never_comes(server: RunningPlane, oracle: ClassicOracle) -> None:
     with server.client() as client:
         port = int(client.ask("UPLOAD a 3").split(" ")[1])
@@ -59,6 +65,7 @@ def test_a_data_connection_that_never_comes(server: RunningPlane, oracle: Classi
     oracle.check([b"abc"])
 
 
+@in_a_hurry
 def test_a_ready_that_never_comes(server: RunningPlane, oracle: ClassicOracle) -> None:
     with server.client() as client:
         client.upload("a", b"abc")
@@ -73,7 +80,7 @@ def test_a_ready_that_never_comes(server: RunningPlane, oracle: ClassicOracle) -
 
 def test_a_late_connection_never_becomes_the_next_ones(root: Path, outside: Path) -> None:
     """The one that was too late comes while the next one of its address waits: refused, and the next one is served."""
-    with running_plane(LocalStorage(root)) as server:
+    with running_plane(LocalStorage(root), CONTENDED) as server:
         oracle = ClassicOracle(server, root, outside)
         with server.client() as slow, server.client() as next_one:
             port = int(slow.ask("UPLOAD slow 3").split(" ")[1])
@@ -132,7 +139,7 @@ def test_an_intruder_in_mid_transfer_changes_nothing(root: Path, outside: Path) 
             data.sendall(content[:1_000_000])
             wait_until(lambda: server.plane.transfers == 1, "the transfer")
             for _ in range(1000):
-                with socket.create_connection((server.host, server.data_port), 5) as intruder:
+                with socket.create_connection((server.host, server.data_port), 30) as intruder:
                     with contextlib.suppress(ConnectionError):
                         intruder.sendall(b"evil")
                     assert is_closed_without_a_byte(intruder)
@@ -145,7 +152,7 @@ def test_an_intruder_in_mid_transfer_changes_nothing(root: Path, outside: Path) 
 def test_a_connection_from_another_address_is_never_paired(server: RunningPlane, oracle: ClassicOracle) -> None:
     with server.client() as client:
         port = int(client.ask("UPLOAD a 3").split(" ")[1])
-        with socket.create_connection((server.host, port), 5, ("127.0.0.2", 0)) as foreign:
+        with socket.create_connection((server.host, port), 30, ("127.0.0.2", 0)) as foreign:
             assert is_closed_without_a_byte(foreign)
         with client.connect_data(port) as data:
             data.sendall(b"abc")
@@ -157,7 +164,7 @@ def test_another_address_does_not_wait(root: Path) -> None:
     with (
         running_plane(LocalStorage(root), PATIENT) as server,
         server.client() as slow,
-        server.client(source="127.0.0.2", timeout=2) as other,
+        server.client(source="127.0.0.2") as other,
     ):
         slow.ask("UPLOAD slow 3")
         other.upload("other", b"abc")
@@ -165,7 +172,7 @@ def test_another_address_does_not_wait(root: Path) -> None:
 
 
 def test_the_queue_of_an_address_is_bounded(root: Path, outside: Path) -> None:
-    limits = replace(SHORT, waiting_per_address=2)
+    limits = replace(CONTENDED, waiting_per_address=2)
     with running_plane(LocalStorage(root), limits) as server:
         oracle = ClassicOracle(server, root, outside)
         clients = [server.client() for _ in range(4)]
@@ -215,7 +222,6 @@ def test_one_that_leaves_the_queue_holds_nobody_up(root: Path, outside: Path) ->
             with first.connect_data(port) as data:
                 data.sendall(b"abc")
                 assert first.reply() == "DONE"
-            last.control.settimeout(1.0)
             assert last.reply() == f"OK {port}"
         oracle.check([b"abc"])
 
@@ -223,23 +229,22 @@ def test_one_that_leaves_the_queue_holds_nobody_up(root: Path, outside: Path) ->
 # stalls and resets ---------------------------------------------------------------------------------------------------
 
 
+@in_a_hurry
 def test_an_upload_that_drips_runs_out_of_time(server: RunningPlane, oracle: ClassicOracle) -> None:
     with server.client() as client, client.begin_upload("a", 1000) as data:
         client.control.setblocking(False)
-        began = time.monotonic()
         with contextlib.suppress(ConnectionError):
             while not select.select([client.control], [], [], 0.05)[0]:
                 data.sendall(b"x")
-        client.control.settimeout(5)
+        client.control.settimeout(30)
         with pytest.raises(ServerError, match="Timeout"):
             client.reply()
-        assert time.monotonic() - began < 3
     oracle.check()
 
 
 def test_clients_that_never_read_their_download(root: Path, outside: Path) -> None:
-    content = content_of(8_000_000)
-    with running_plane(LocalStorage(root)) as server:
+    content = content_of(24_000_000)  # far more than the system takes on the way
+    with running_plane(LocalStorage(root), UNREAD) as server:
         oracle = ClassicOracle(server, root, outside)
         with server.client() as client:
             client.upload("a", content)
@@ -305,7 +310,7 @@ def test_a_download_never_looks_whole_when_it_is_not() -> None:
 def test_connect_and_reset_at_once(server: RunningPlane, oracle: ClassicOracle, port: str) -> None:
     address = (server.host, server.control_port if port == "control" else server.data_port)
     for number in range(1000):
-        sock = socket.create_connection(address, 5)
+        sock = socket.create_connection(address, 30)
         (reset if number % 2 else socket.socket.close)(sock)
     oracle.check()
 
@@ -390,7 +395,7 @@ def test_a_session_may_end_at_any_moment(root: Path, outside: Path) -> None:
 
         together(*(partial(cut, worker) for worker in range(4)))
         # An upload whose client is gone may leave its address settling; all of it is over soon.
-        wait_until(lambda: server.plane.sessions == 0 and server.plane.waiting == 0, "the end of it all", 20)
+        wait_until(lambda: server.plane.sessions == 0 and server.plane.waiting == 0, "the end of it all")
         oracle.check(contents)
 
 

@@ -12,6 +12,7 @@ import pytest
 from twinport_service.storage.local import LocalStorage
 from twinport_service.storage.memory import MemoryStorage
 
+from .conftest import in_a_hurry
 from .harness import PATIENT, RunningPlane, limits_with, running_plane
 from .oracle import ClassicOracle, assert_reply, wait_until
 from .reference_client import ReferenceClient, ServerError
@@ -145,7 +146,7 @@ def test_what_is_no_file_is_refused_at_once(server: RunningPlane, oracle: Classi
     else:
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(root / "odd"))
-    with server.client(timeout=1.0) as client:
+    with server.client() as client:
         with pytest.raises(ServerError):
             client.download("odd")
         with pytest.raises(ServerError):
@@ -221,6 +222,7 @@ def test_fewer_bytes_than_announced(server: RunningPlane, oracle: ClassicOracle,
 
 
 @pytest.mark.parametrize("size", [3, 300_000])
+@in_a_hurry
 def test_fewer_bytes_and_then_silence(server: RunningPlane, oracle: ClassicOracle, size: int) -> None:
     with server.client() as client:
         with client.begin_upload("a", size) as data:
@@ -305,6 +307,7 @@ def test_a_line_too_long_is_told_and_closed(server: RunningPlane, oracle: Classi
     oracle.check()
 
 
+@in_a_hurry
 def test_a_line_that_drips_runs_out_of_time(server: RunningPlane, oracle: ClassicOracle) -> None:
     with server.client() as client:
         client.control.settimeout(0.05)
@@ -317,6 +320,7 @@ def test_a_line_that_drips_runs_out_of_time(server: RunningPlane, oracle: Classi
             except TimeoutError:
                 continue
         assert_refused(reply, "Timeout")
+        client.control.settimeout(30)
         assert client.control.recv(REPLY_SIZE) == b""
     oracle.check()
 
@@ -329,11 +333,11 @@ def test_a_silent_session_is_closed_at_last(root: Path) -> None:
 
 def test_a_transfer_keeps_its_silent_session_alive(root: Path) -> None:
     with (
-        running_plane(LocalStorage(root), limits_with(idle_seconds=0.2)) as server,
+        running_plane(LocalStorage(root), limits_with(idle_seconds=1.0)) as server,
         server.client() as client,
         client.begin_upload("a", 15) as data,
     ):
-        data.settimeout(0.03)
+        data.settimeout(0.15)
         for _ in range(14):
             data.sendall(b"x")
             with pytest.raises(TimeoutError):
@@ -385,7 +389,7 @@ def test_a_client_that_only_talks_nonsense_is_closed(server: RunningPlane, oracl
 def test_pipelined_commands_are_answered_in_order(server: RunningPlane, oracle: ClassicOracle) -> None:
     with server.client() as client:
         client.control.sendall(b"LIST\nDOWNLOAD missing\nLIST\nHELP\nQUIT\nLIST\n")
-        client.control.settimeout(5)
+        client.control.settimeout(30)
         replies = b""
         while chunk := client.control.recv(REPLY_SIZE):
             replies += chunk
@@ -409,8 +413,9 @@ def test_thousands_of_pipelined_lists_cost_no_memory(server: RunningPlane, oracl
     oracle.check()
 
 
+@pytest.mark.parametrize("limits", [limits_with(unread_seconds=1.0)])
 def test_a_client_that_never_reads_its_replies_is_dropped(server: RunningPlane, oracle: ClassicOracle) -> None:
-    with server.client(timeout=10) as client:
+    with server.client() as client:
         for number in range(100):
             client.upload(f"a rather long name to fill the listing with, number {number}", b"x")
         before = resident_bytes()

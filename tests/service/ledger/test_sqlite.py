@@ -116,7 +116,7 @@ def test_small_uploads_and_looks_do_not_wait_while_the_log_is_folded_in(
         folds[0] += 1
         if folds[0] == 2:  # the pass that others must not write during
             in_second.set()
-            go.wait(20)
+            go.wait(30)
         fold(ledger, database)
 
     monkeypatch.setattr(SqliteLedger, "_fold", slow_fold)
@@ -138,13 +138,13 @@ def test_small_uploads_and_looks_do_not_wait_while_the_log_is_folded_in(
     with ThreadPoolExecutor(2) as pool:
         try:
             ledger.begin(big)
-            assert in_second.wait(10)
+            assert in_second.wait(30)
             writes = pool.submit(ledger.begin, late)
-            pool.submit(use).result(10)
+            pool.submit(use).result(30)
             assert not writes.done(), "what writes waits"
         finally:
             go.set()
-        writes.result(10)
+        writes.result(30)
     ledger.close()
 
 

@@ -25,7 +25,7 @@ from twinport_service.storage.contract import (
 from twinport_service.storage.local import LocalStorage
 from twinport_service.storage.memory import MemoryStorage
 
-OUTCOME_SECONDS = 20.0
+OUTCOME_SECONDS = 30.0
 _serial = itertools.count(1)
 
 

@@ -18,7 +18,7 @@ from twinport_service.usage import Stored, UsageBook
 from .conftest import commit_small, commit_staged, make_spec, put, refused
 
 LARGE = SMALL_BYTES + 1
-WAIT_SECONDS = 20.0
+WAIT_SECONDS = 30.0
 NOTHING = Stored(0, 0)
 
 
