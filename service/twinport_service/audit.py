@@ -73,6 +73,7 @@ AUDITED_REFUSALS = frozenset(
         ErrorCode.DENIED,
         ErrorCode.QUOTA_EXCEEDED,
         ErrorCode.LOCKED,
+        ErrorCode.LOGIN_FAILED,
         ErrorCode.LOGIN_REQUIRED,
         ErrorCode.TLS_REQUIRED,
         ErrorCode.TICKET_INVALID,

@@ -328,6 +328,9 @@ class ChannelSession:
             self.outgoing.append(self._wire.answer(header, kind, make(header.attachment)))
         except Refusal as refusal:
             self.outgoing.append(self._wire.answer(header, kind, b"", refusal.code.number))
+            attached = self._attached.get(header.attachment)
+            if isinstance(attached, Download):
+                self._audit.refused(FrameType(header.type).name, refusal.code, attached.user)
 
     def _manifest(self, attachment: int) -> bytes:
         return self._desk.storage.manifest(self._download(attachment).token).digests

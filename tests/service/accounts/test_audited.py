@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from twinport_protocol.errors import ErrorCode
-from twinport_protocol.frames import COMMIT, LAST
+from twinport_protocol.frames import COMMIT, LAST, FrameType
 from twinport_protocol.messages import ReplyKind, Verb
 from twinport_protocol.segments import digest_of
 from twinport_service.accounts.database import AccountDatabase
@@ -17,7 +18,8 @@ from twinport_service.audit import AuditLog
 from twinport_service.audit_reader import AuditReader
 
 from tests.service.accounts.conftest import PASSWORD, StartWithAccounts
-from tests.service.raw_client import RawChannel, RawControl, await_true
+from tests.service.conftest import MakeFoundation, StartServer
+from tests.service.raw_client import RawChannel, RawControl, await_true, send_file
 
 Add = Callable[..., None]
 RIGHT = {"user": "alice", "password": PASSWORD}
@@ -109,3 +111,40 @@ def test_what_a_channel_is_refused_is_there(
     assert found[0] == (None, "TicketInvalid", "ATTACH")
     assert found[seen:] == [("alice", "Denied", "PUT"), ("alice", "Denied", "ATTACH")]
     server.assert_no_traceback()
+
+
+@pytest.mark.parametrize("frame", [FrameType.GET, FrameType.MANIFEST])
+def test_what_may_not_be_read_any_more_is_there(
+    start_with_accounts: StartWithAccounts,
+    add: Add,
+    database: AccountDatabase,
+    audit: AuditLog,
+    rows: Rows,
+    frame: FrameType,
+) -> None:
+    add("alice", grants=(parse_grant("box/**", ["read", "write"]),))
+    server = start_with_accounts(audit=audit)
+    with RawControl(server.control_address) as control, RawChannel(server.data_address) as channel:
+        assert control.ask(Verb.LOGIN, "password", options=RIGHT).kind is ReplyKind.OK
+        send_file(control, channel, "box/a", b"data", bytes(16))
+        version = control.download("box/a")
+        database.remove_grant("alice", "box/**")
+        await_true(lambda: control.refused(Verb.DOWNLOAD, "box/a") is ErrorCode.DENIED, what="the change")
+        seen = len(rows("refusal"))
+        channel.attach(version.ticket, 9)
+        if frame is FrameType.GET:
+            channel.get(9, 0, 0, 4)
+        else:
+            channel.frame(frame, 9)
+        assert channel.answer().code is ErrorCode.DENIED
+    assert [row[:3] for row in rows("refusal")[seen:]] == [("alice", "Denied", frame.name)]
+    server.assert_no_traceback()
+
+
+def test_a_login_where_there_are_no_accounts_is_there(
+    start_server: StartServer, make_foundation: MakeFoundation, audit: AuditLog, rows: Rows
+) -> None:
+    server = start_server(replace(make_foundation(), audit=audit))
+    with RawControl(server.control_address) as control:
+        assert control.refused(Verb.LOGIN, "password", options=RIGHT) is ErrorCode.LOGIN_FAILED
+    assert rows("refusal") == [("anonymous", "LoginFailed", "LOGIN", 1)]
