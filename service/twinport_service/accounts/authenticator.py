@@ -18,6 +18,7 @@ from twinport_service.audit import OK, AuditEntry, AuditEvent, Record, discard
 from twinport_service.log import get_log
 from twinport_service.rationed_log import RationedLog
 
+from .held_answers import FirstAnswer, HeldAnswers
 from .keys import verify_signature
 from .passwords import PasswordDesk
 from .records import Account, Epoch
@@ -70,6 +71,7 @@ class Authenticator:
         *,
         now: Callable[[], float] = time.time,
         record: Record = discard,
+        held: HeldAnswers | None = None,
     ) -> None:
         self._record = record
         self._rationed = RationedLog()
@@ -77,6 +79,7 @@ class Authenticator:
         self._throttle = throttle
         self._passwords = passwords or PasswordDesk(store.replace_password_hash)
         self._now = now
+        self._held = held or HeldAnswers()
         # One thread: a check takes a fraction of a millisecond, and must neither hold up the event loop nor stand
         # behind passwords.
         self._keys = ThreadPoolExecutor(1, thread_name_prefix="login-key")
@@ -105,6 +108,7 @@ class Authenticator:
         """End the threads, once what waits was checked."""
         self._keys.shutdown(wait=True)
         self._passwords.close()
+        self._held.close()
 
     def _run(self, check: Callable[[LoginRequest], Account], request: LoginRequest, on_outcome: OnOutcome) -> None:
         try:
@@ -125,6 +129,11 @@ class Authenticator:
         account = self._active(user)
         tried = self._throttle.admit(user, request.peer)
         password_hash = None if account is None else account.password_hash
+        if tried.refusal is not None:
+            on_outcome = self._hold(request, tried.refusal, on_outcome)
+            if not tried.is_checked:
+                self._refused(request, tried.refusal)
+                return
 
         def on_done(is_right: bool) -> None:
             # Disabled or changed while it was hashed: what counts is what stands now.
@@ -138,7 +147,21 @@ class Authenticator:
             self._passwords.submit(user, password_hash, request.options.get("password", ""), on_done)
         except Refusal:
             self._throttle.withdraw(tried)
-            raise
+            if tried.refusal is None:
+                raise
+            self._refused(request, tried.refusal)
+
+    def _hold(self, request: LoginRequest, refusal: Refusal, on_outcome: OnOutcome) -> OnOutcome:
+        """Give the refusal after a fixed time, unless a login succeeds before that; a login that fails is not told, as
+        that would tell that the password was looked at: the name of somebody who is trusted at that network."""
+        first = FirstAnswer(on_outcome)
+        self._held.hold(lambda: first.give(refusal))
+
+        def on_checked(outcome: LoggedIn | Refusal) -> None:
+            if isinstance(outcome, LoggedIn) and not first.give(outcome):
+                self._refused(request, refusal)  # too late
+
+        return on_checked
 
     def _judge(self, account: Account | None, good: bool) -> Account:
         if account is None or not good:

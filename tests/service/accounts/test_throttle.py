@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from contextlib import suppress
 
 import pytest
@@ -48,12 +49,15 @@ def refused(throttle: Throttle, user: str, peer: object) -> tuple[ErrorCode, int
         tried = throttle.admit(user, peer)
     except Refusal as refusal:
         return refusal.code, refusal.retry_seconds
-    throttle.settle(tried, is_good=False)
-    return None
+    if tried.is_checked:
+        throttle.settle(tried, is_good=False)
+    return None if tried.refusal is None else (tried.refusal.code, tried.refusal.retry_seconds)
 
 
 def log_in(throttle: Throttle, user: str, peer: object) -> None:
-    throttle.settle(throttle.admit(user, peer), is_good=True)
+    tried = throttle.admit(user, peer)
+    assert tried.is_checked
+    throttle.settle(tried, is_good=True)
 
 
 def other(number: int) -> tuple[str, int]:
@@ -77,16 +81,13 @@ def test_asking_while_locked_lengthens_nothing(throttle: Throttle, clock: Clock)
     log_in(throttle, "alice", HERE)
 
 
-def test_a_login_clears_its_own_entry_and_no_other(throttle: Throttle, clock: Clock) -> None:
+def test_a_login_leaves_no_trace_in_what_failures_are_answered(throttle: Throttle, clock: Clock) -> None:
     for _ in range(3):
         assert refused(throttle, "alice", HERE) is None
-        assert refused(throttle, "bob", HERE) is None
         clock.pass_by(30)
     log_in(throttle, "alice", HERE)
     assert refused(throttle, "alice", HERE) is None
-    assert refused(throttle, "alice", HERE) == (ErrorCode.LOCKED, 1)
-    assert refused(throttle, "bob", HERE) is None
-    assert refused(throttle, "bob", HERE) == (ErrorCode.LOCKED, 8)
+    assert refused(throttle, "alice", HERE) == (ErrorCode.LOCKED, 8)
 
 
 def test_other_users_and_other_networks_are_not_held_up(throttle: Throttle) -> None:
@@ -140,7 +141,43 @@ def test_strangers_keep_nobody_out_of_where_they_usually_are(throttle: Throttle,
     clock.pass_by(TRUST_SECONDS + 1)
     for number in range(500, 1000):
         refused(throttle, "alice", other(number))
-    assert refused(throttle, "alice", HERE) is not None, "that was too long ago"
+    assert refused(throttle, "alice", HERE) is not None
+    assert not throttle.admit("alice", HERE).is_checked, "that was too long ago"
+
+
+def test_past_the_rates_guesses_at_somebody_trusted_wait_too_and_look_like_all_others(
+    throttle: Throttle, clock: Clock
+) -> None:
+    log_in(throttle, "alice", HERE)
+    for number in range(NETWORK_BURST):
+        assert refused(throttle, f"user{number}", HERE) is None
+    waits = []
+    for _ in range(200):
+        looked_at = throttle.admit("alice", HERE)
+        assert looked_at.refusal is not None
+        if looked_at.is_checked:
+            waits.append(clock.now)
+            throttle.settle(looked_at, is_good=False)
+        unknown = throttle.admit("nobody", HERE)
+        assert unknown.refusal is not None
+        assert not unknown.is_checked
+        assert (unknown.refusal.code, unknown.refusal.retry_seconds) == (ErrorCode.LOCKED, 1)
+        assert (looked_at.refusal.code, looked_at.refusal.retry_seconds) == (ErrorCode.LOCKED, 1)
+        clock.pass_by(0.5)
+        refused(throttle, f"user{clock.now}", HERE)  # so that the rate stays used up
+    assert [later - sooner for sooner, later in itertools.pairwise(waits)][:7] == [1, 2, 4, 8, 16, 30, 30]
+
+
+def test_somebody_trusted_may_log_in_more_than_once_at_a_time_after_a_slip(throttle: Throttle, clock: Clock) -> None:
+    log_in(throttle, "alice", HERE)
+    assert refused(throttle, "alice", HERE) is None
+    clock.pass_by(1)
+    tries = [throttle.admit("alice", HERE) for _ in range(MAX_AT_ONCE)]
+    assert all(tried.is_checked for tried in tries)
+    assert [tried.refusal is None for tried in tries] == [True] + [False] * (MAX_AT_ONCE - 1)
+    for tried in tries:
+        throttle.settle(tried, is_good=True)
+    log_in(throttle, "alice", HERE)
 
 
 def test_logins_do_not_use_up_the_rates(throttle: Throttle) -> None:
@@ -161,7 +198,7 @@ def test_a_million_addresses_need_no_more_room_than_a_full_table(clock: Clock) -
         with suppress(Refusal):
             throttle.settle(throttle.admit("alice", (f"2001:db8:{number:x}::1", 1)), is_good=False)
         clock.pass_by(1)
-    assert len(throttle) <= 2000
+    assert len(throttle) <= 2000, "none of them is trusted"
 
 
 def test_a_full_table_forgets_in_favour_of_the_one_held_up(clock: Clock) -> None:
