@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from twinport_protocol.control import ControlClient, ControlState, Greeting
-from twinport_protocol.errors import ProtocolError
+from twinport_protocol.errors import ErrorCode, ProtocolError
 from twinport_protocol.messages import Reply, ReplyKind, Verb
 
 from .engine import Request
@@ -246,6 +246,9 @@ class ControlLink:
             if isinstance(waiting, Call):
                 waiting.take(event)
             elif waiting is not None:
+                if event.code is ErrorCode.LOGIN_REQUIRED:
+                    # Of a transfer, which logged in: the login was ended, and perhaps another one goes on with it all.
+                    raise _ended(event)
                 pairs.append((waiting, event))
         with self._lock:
             source = self._source
@@ -256,8 +259,7 @@ class ControlLink:
         if reply.kind is ReplyKind.NOTICE and "draining" in reply.words:
             self.is_draining = True
         elif reply.kind is ReplyKind.ERROR:
-            code = reply.code.value if reply.code else "Internal"
-            raise NetworkError(f"the server ended the connection: {reply.text} [{code}]", code)
+            raise _ended(reply)
 
     def _say_goodbye(self) -> None:
         if self._protocol.state is ControlState.READY and not self._out:
@@ -282,3 +284,8 @@ class ControlLink:
             self._waker.close()
         if source is not None:
             source.link_lost(error)
+
+
+def _ended(reply: Reply) -> NetworkError:
+    code = reply.code.value if reply.code else "Internal"
+    return NetworkError(f"the server ended the connection: {reply.text} [{code}]", code)

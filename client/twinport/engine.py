@@ -35,6 +35,7 @@ PASSING = frozenset(
         ErrorCode.NOT_ATTACHED,
         ErrorCode.TICKET_EXPIRED,
         ErrorCode.TICKET_INVALID,
+        ErrorCode.TICKET_REVOKED,
         ErrorCode.UPLOAD_CLOSED,
         ErrorCode.UPLOAD_UNKNOWN,
         ErrorCode.OUTCOME_UNKNOWN,

@@ -191,6 +191,7 @@ _CLASSES: dict[ErrorCode, type[TwinportError]] = {
     _C.DENIED: DeniedError,
     _C.TICKET_INVALID: DeniedError,
     _C.TICKET_EXPIRED: DeniedError,
+    _C.TICKET_REVOKED: DeniedError,
     _C.BUSY: BusyError,
     _C.NAME_CONFLICT: ConflictError,
     _C.NOT_EMPTY: ConflictError,

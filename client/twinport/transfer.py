@@ -16,12 +16,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from twinport_protocol.errors import ErrorCode
 from twinport_protocol.messages import Reply
 
 from .backoff import Backoff
 from .data_channel import DataChannel
 from .engine import Engine, EventKind, Request
-from .errors import BusyError, InterruptError, NetworkError, ServerProtocolError, TrustError, TwinportError
+from .errors import BusyError, InterruptError, LoginError, NetworkError, ServerProtocolError, TrustError, TwinportError
 from .lane import Lane
 from .report import Observer
 from .session import Session
@@ -77,6 +78,7 @@ class Transfer:
         self._mark: tuple[int, int] = (0, 0)
         self._nonsense = 0
         self._distrusted = False
+        self._login_ended_at: tuple[int, int] | None = None
 
     # the caller's thread ---------------------------------------------------------------------------------------------
 
@@ -177,6 +179,10 @@ class Transfer:
         for channel in ended:
             channel.join()
             self._channels.remove(channel)
+        if link_error is not None and link_error.code == ErrorCode.LOGIN_REQUIRED.value:
+            if self._login_ended_at == mark:  # nothing moved since: the new login is ended too, and would be for ever
+                raise LoginError(link_error.message, link_error.code)
+            self._login_ended_at = mark
         if mark != self._mark:
             self._mark = mark
             self._moved_at = self._clock()

@@ -14,6 +14,7 @@ from .upload_job import UploadJob
 from .upload_steps import UploadSteps
 
 MAX_RESENDS = 3
+_TICKET_CODES = frozenset({ErrorCode.TICKET_EXPIRED, ErrorCode.TICKET_INVALID, ErrorCode.TICKET_REVOKED})
 
 
 class UploadTroubles(UploadSteps):
@@ -54,7 +55,7 @@ class UploadTroubles(UploadSteps):
     def _try_again(self, job: UploadJob, epoch: int, code: ErrorCode) -> None:
         if job.is_over or job.epoch != epoch:
             return
-        if code in (ErrorCode.TICKET_EXPIRED, ErrorCode.TICKET_INVALID) and job.is_large and job.troubles < MAX_RESENDS:
+        if code in _TICKET_CODES and job.is_large and job.troubles < MAX_RESENDS:
             word = self._ticket_word(job)
             self._again.append(Request(Verb.RENEW, (word,), {}, "renew", job, job.epoch))
         elif job.is_large and job.started and code not in (ErrorCode.UPLOAD_CLOSED, ErrorCode.UPLOAD_UNKNOWN):

@@ -63,6 +63,7 @@ class ErrorCode(str, enum.Enum):
     TICKET_EXPIRED = "TicketExpired"
     NOT_ATTACHED = "NotAttached"
     CREDIT_EXCEEDED = "CreditExceeded"
+    TICKET_REVOKED = "TicketRevoked"
 
     DENIED = "Denied"
     LOGIN_REQUIRED = "LoginRequired"
@@ -129,6 +130,9 @@ _FACTS: dict[ErrorCode, _Facts] = {
     _C.TICKET_EXPIRED: _Facts(501, "the ticket is too old; renew it"),
     _C.NOT_ATTACHED: _Facts(502, "the frame names no attachment of this channel"),
     _C.CREDIT_EXCEEDED: _Facts(503, "more was sent than the announced window allows"),
+    _C.TICKET_REVOKED: _Facts(
+        504, "the account changed since this ticket was given; log in again and ask for a new one"
+    ),
     _C.DENIED: _Facts(600, "this user may not do that; ask the server's administrator"),
     _C.LOGIN_REQUIRED: _Facts(601, "log in first"),
     _C.LOGIN_FAILED: _Facts(602, "the login was refused; check the user and the password or key"),

@@ -4,9 +4,11 @@ A ticket is a signed statement (HMAC-SHA256, RFC 2104): anyone with the key can 
 connection, without memory of the control session. It holds for one service, one user, one action and one upload
 generation or file version; it is useless for another. Its expiry is checked when a channel attaches, and only then.
 
-    version 1 | key id 4 | action 1 | expires 8 | generation 4 | size 8 | audience 16 | user 1+n | scope 2+n | HMAC 32
+    version 1 | key id 4 | action 1 | expires 8 | generation 4 | size 8 | epoch 8 | audience 16
+    | user 1+n | scope 2+n | HMAC 32
 
-The highest bit of the action says that it was given over TLS: a channel without TLS must not use it.
+The highest bit of the action says that it was given over TLS: a channel without TLS must not use it. The epoch says
+how the user's account stood when the login happened that asked; whoever knows the accounts compares.
 """
 
 from __future__ import annotations
@@ -26,12 +28,12 @@ MAX_TICKET_BYTES = 2048
 MAX_SCOPE_BYTES = 1400
 KEY_BYTES = 32
 AUDIENCE_BYTES = 16
-_VERSION = 1
+_VERSION = 2
 _MAC_BYTES = 32
 _MAX_USER_BYTES = 255
 _SECURE = 0x80
 _WORD = re.compile("[A-Za-z0-9_-]+")
-_HEAD = struct.Struct("!BIBQIQ16s")
+_HEAD = struct.Struct("!BIBQIQQ16s")
 
 
 class Action(enum.IntEnum):
@@ -45,7 +47,8 @@ class Action(enum.IntEnum):
 class Ticket:
     """The statement. ``scope`` is the upload id or the version token; ``expires_at`` is in seconds since the epoch.
 
-    ``secure`` says that it was given over TLS and holds for channels over TLS only.
+    ``secure`` says that it was given over TLS and holds for channels over TLS only. ``epoch`` is the
+    account's, 0…2^64-1; 0 where there was no login.
     """
 
     action: Action
@@ -55,6 +58,7 @@ class Ticket:
     expires_at: int
     generation: int = 0
     secure: bool = False
+    epoch: int = 0
 
 
 class TicketKeys:
@@ -84,6 +88,7 @@ class TicketKeys:
             ticket.expires_at,
             ticket.generation,
             ticket.size,
+            ticket.epoch,
             self._audience,
         )
         body = head + bytes((len(user),)) + user + len(ticket.scope).to_bytes(2, "big") + ticket.scope
@@ -95,7 +100,7 @@ class TicketKeys:
         ``Refusal``: ``TicketInvalid`` (malformed, forged, another service's), ``TicketExpired``.
         """
         try:
-            version, key_id, action, expires_at, generation, size, audience = _HEAD.unpack_from(raw)
+            version, key_id, action, expires_at, generation, size, epoch, audience = _HEAD.unpack_from(raw)
             user_end = _HEAD.size + 1 + raw[_HEAD.size]
             user = raw[_HEAD.size + 1 : user_end].decode()
             scope_end = user_end + 2 + int.from_bytes(raw[user_end : user_end + 2], "big")
@@ -106,7 +111,7 @@ class TicketKeys:
             if not hmac.compare_digest(audience, self._audience):
                 raise Refusal(ErrorCode.TICKET_INVALID, "another service's ticket")
             ticket = Ticket(
-                Action(action & ~_SECURE), user, scope, size, expires_at, generation, bool(action & _SECURE)
+                Action(action & ~_SECURE), user, scope, size, expires_at, generation, bool(action & _SECURE), epoch
             )
         except (struct.error, IndexError, ValueError):
             raise Refusal(ErrorCode.TICKET_INVALID, "malformed") from None

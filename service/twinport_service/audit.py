@@ -77,6 +77,7 @@ AUDITED_REFUSALS = frozenset(
         ErrorCode.LOGIN_REQUIRED,
         ErrorCode.TLS_REQUIRED,
         ErrorCode.TICKET_INVALID,
+        ErrorCode.TICKET_REVOKED,
     }
 )
 """What somebody was not allowed, as against what did not work."""

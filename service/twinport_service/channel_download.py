@@ -79,6 +79,11 @@ class Download:
         return self._name
 
     @property
+    def is_named(self) -> bool:
+        """Whether its name is known already."""
+        return self._name is not None
+
+    @property
     def is_sending(self) -> bool:
         """Whether a payload needs its reader."""
         return self._payloads > 0

@@ -16,11 +16,11 @@ from twinport_protocol.control import Limits
 from twinport_protocol.errors import Refusal
 from twinport_protocol.tickets import TicketKeys
 
-from .access import Decide, allow_all
 from .audit import Record, discard
 from .bandwidth import Bandwidth
 from .buffers import BufferPool
 from .channel_audit import ChannelAudit
+from .channel_rights import ChannelRights
 from .channel_session import ChannelSession
 from .channel_times import ChannelTimes
 from .channel_transport import ChannelTransport, PlainTransport, TlsTransport
@@ -60,7 +60,7 @@ class ChannelPlane:
         crowd: Crowd | None = None,
         bandwidth: Bandwidth | None = None,
         record: Record = discard,
-        decide: Decide = allow_all,
+        make_rights: Callable[..., ChannelRights] = ChannelRights,
     ) -> None:
         self._desk = desk
         self._crowd = crowd or Crowd(
@@ -68,7 +68,7 @@ class ChannelPlane:
         )
         self._bandwidth = bandwidth or Bandwidth()
         self._record = record
-        self._decide = decide
+        self._make_rights = make_rights
         self._rationed = RationedLog(clock=clock)
         self._keys = keys
         self._limits = limits
@@ -166,11 +166,10 @@ class ChannelPlane:
             self._keys,
             self._limits,
             wake,
-            secure=secure,
             now=self._now,
             audit=audit,
             on_user=on_user,
-            decide=self._decide,
+            rights=self._make_rights(secure=secure),
         )
 
     def _run(
@@ -192,6 +191,13 @@ class ChannelPlane:
         with self._changed:
             del self._workers[number]
             self._changed.notify_all()
+
+    def review(self) -> None:
+        """The accounts changed: every channel looks at once whether what it does is still allowed, an idle one too."""
+        with self._changed:
+            for worker, _ in self._workers.values():
+                if worker.attached:
+                    worker.wake()
 
     def abort(self) -> None:
         """Cut every channel now."""

@@ -29,9 +29,9 @@ from twinport_protocol.frames import (
 )
 from twinport_protocol.tickets import Action, Ticket, TicketKeys
 
-from .access import Act, Decide, allow_all, require
 from .channel_audit import ChannelAudit
 from .channel_download import Download, OpenReaders, Payload
+from .channel_rights import ChannelRights
 from .log import get_log
 from .storage.contract import Published, SendingReader
 from .upload_handle import UploadHandle
@@ -53,9 +53,8 @@ class Tally:
 
 
 class ChannelSession:
-    """One channel. ``wake`` is called from any thread when :meth:`settle` has something to do; ``secure`` says that the
-    connection is under TLS: others may not use tickets that were given over TLS. ``on_user`` is told whose ticket was
-    shown, and may refuse."""
+    """One channel. ``wake`` is called from any thread when :meth:`settle` has something to do. ``on_user`` is told
+    whose ticket was shown, and may refuse. When what ``rights`` says changes, whoever changed it wakes the owner."""
 
     def __init__(
         self,
@@ -64,23 +63,23 @@ class ChannelSession:
         limits: Limits,
         wake: Callable[[], None],
         *,
-        secure: bool = False,
         now: Callable[[], float] = time.time,
         audit: ChannelAudit | None = None,
         on_user: Callable[[str], None] = lambda user: None,
-        decide: Decide = allow_all,
+        rights: ChannelRights | None = None,
     ) -> None:
         self._desk = desk
-        self._secure = secure
         self._keys = keys
         self._wake = wake
         self._now = now
         self._audit = audit or ChannelAudit()
         self._on_user = on_user
-        self._decide = decide
+        self._rights = rights or ChannelRights()
         self._wire = ChannelServer(limits)
         self._piece_bytes = limits.piece
         self._attached: dict[int, UploadHandle | Download] = {}
+        self._epochs: dict[int, int] = {}
+        self._withdrawn: list[Download] = []
         self._readers = OpenReaders(desk.storage)
         self._refused: dict[int, ErrorCode] = {}
         self._put_status: int | None = None
@@ -106,6 +105,7 @@ class ChannelSession:
     def receive(self, data: memoryview) -> None:
         """Take bytes off the connection. A protocol error ends the session: ``ended`` is set and the farewell
         queued."""
+        self._review()
         try:
             for event in self._wire.feed(data):
                 if isinstance(event, Chunk):
@@ -166,7 +166,7 @@ class ChannelSession:
 
     def _commit(self, handle: UploadHandle, header: Header, digest: bytes, whole: bytes | None = None) -> None:
         # An attachment lasts as long as its channel: what its user might do at its beginning says nothing of now.
-        require(self._decide, handle.spec.user, Act.WRITE, handle.spec.name)
+        self._rights.require_write(handle)
         on_done = self._outcome_of(header, handle.spec.user)
         if whole is None:
             handle.commit(digest, on_done)
@@ -194,7 +194,8 @@ class ChannelSession:
         return on_done
 
     def settle(self) -> None:
-        """Turn the outcomes of commits into ACKs."""
+        """Turn the outcomes of commits into ACKs, and end what is allowed no more."""
+        self._review()
         while self._settled:
             header, user, outcome = self._settled.popleft()
             self._audit.committed(header.attachment, user, outcome)
@@ -223,6 +224,7 @@ class ChannelSession:
         Called by the owner when ``outgoing`` has run low: answers are larger than requests, and a client that asks
         without reading must not fill our memory with them.
         """
+        self._review()
         if not self._requests:
             return
         request = self._requests[0]
@@ -277,7 +279,7 @@ class ChannelSession:
         download = self._attached.get(attachment)
         if not isinstance(download, Download):
             raise Refusal(self._refused.get(attachment, ErrorCode.NOT_ATTACHED))
-        require(self._decide, download.user, Act.READ, download.name)
+        self._rights.require_read(download)
         return download
 
     # attachments and requests ----------------------------------------------------------------------------------------
@@ -289,7 +291,6 @@ class ChannelSession:
         elif header.type in (FrameType.GET, FrameType.MANIFEST, FrameType.HAVE):
             self._requests.append(header)
         elif header.type == FrameType.DETACH:
-            self._refused.pop(header.attachment, None)
             self._detach(header.attachment)
 
     def _attach(self, attachment: int, raw: bytes) -> None:
@@ -297,16 +298,15 @@ class ChannelSession:
         try:
             ticket = self._keys.verify(raw, self._now())
             user = ticket.user
-            if ticket.secure and not self._secure:
-                raise Refusal(ErrorCode.TLS_REQUIRED, "a ticket given over TLS")
+            self._rights.require_ticket(ticket)
             self._on_user(user)
             if ticket.action is Action.UPLOAD:
                 self._attached[attachment] = self._attach_upload(ticket)
             else:
-                # What may be read is decided when it is asked for; here, whether its user still may do anything.
-                require(self._decide, ticket.user, Act.SEE, "")
+                self._rights.require_anything(user)
                 self._attached[attachment] = Download(self._readers, ticket)
             self._refused.pop(attachment, None)
+            self._epochs[attachment] = ticket.epoch
             self._audit.attached(attachment)
             self.attached_once = True
         except Refusal as refusal:
@@ -318,10 +318,37 @@ class ChannelSession:
 
     def _attach_upload(self, ticket: Ticket) -> UploadHandle:
         handle = self._desk.attach(ticket.scope, ticket.generation, ticket.user)
-        if self._decide(ticket.user, Act.WRITE, handle.spec.name):
-            return handle
-        handle.detach()
-        raise Refusal(ErrorCode.DENIED, "no more allowed")
+        try:
+            self._rights.require_write(handle)
+        except Refusal:
+            handle.detach()
+            raise
+        return handle
+
+    def _review(self) -> None:
+        """End the attachments that the accounts allow no more: their FAIL is sent at once, and frames that come or wait
+        are answered with the same status."""
+        if not self._rights.have_changed():
+            return
+        self._withdrawn = [download for download in self._withdrawn if download.is_sending]
+        for attachment, attached in list(self._attached.items()):
+            loss = self._rights.loss_of(attached, self._epochs[attachment])
+            if loss is None:
+                continue
+            if isinstance(attached, UploadHandle):
+                self._audit.refused("PUT", loss.code, attached.spec.user, attached.spec.name)
+            else:
+                self._audit.refused("GET", loss.code, attached.user)
+                self._withdrawn.append(attached)
+            self._leave(attachment)
+            self._refused[attachment] = loss.code
+            self.outgoing.append(self._wire.fail(attachment, loss.code))
+
+    @property
+    def sends_withdrawn(self) -> bool:
+        """Whether a frame is on its way to somebody who may not have it any more: only the end of the connection ends
+        it earlier."""
+        return any(download.is_sending for download in self._withdrawn)
 
     def _answer(self, header: Header, kind: FrameType, make: Callable[[int], bytes]) -> None:
         try:
@@ -342,11 +369,13 @@ class ChannelSession:
         return encode_held(handle.have())
 
     def _detach(self, attachment: int) -> None:
+        self._refused.pop(attachment, None)
         self._leave(attachment)
         self._wire.detached(attachment)
 
     def _leave(self, attachment: int) -> None:
         attached = self._attached.pop(attachment, None)
+        self._epochs.pop(attachment, None)
         if isinstance(attached, UploadHandle):
             attached.detach()
         elif attached is not None:

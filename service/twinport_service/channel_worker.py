@@ -26,6 +26,8 @@ _END_EVENTS = select.POLLHUP | select.POLLERR
 _RECEIVES_IN_A_ROW = 4
 _LINGER_SECONDS = 0.05
 """How long an idle channel keeps its buffers."""
+_WITHDRAWN_SECONDS = 1.0
+"""How long a frame may go on to somebody who may not have it any more, before the connection is cut in its middle."""
 _QUEUED_ANSWERS = 4096
 """More of them unsent, and no more frames are taken: a client that sends without reading would fill our memory."""
 
@@ -59,6 +61,7 @@ class ChannelWorker:
         self._payload: Payload | None = None
         self.session = make_session(self.wake)
         self._end_at: float | None = None
+        self._cut_at: float | None = None
         self._said_all = False
         self.aborted = False
 
@@ -117,6 +120,9 @@ class ChannelWorker:
         while True:
             self.session.settle()
             blocked = not self._send()
+            if self._is_cut():
+                get_log().info("[CHANNEL] Cut: its user may not have what it sends any more", peer=self.peer)
+                return
             if self._draining or self.session.ended:
                 if not self._end():
                     return
@@ -290,8 +296,18 @@ class ChannelWorker:
         # An answer that waits for our own disk is not the client's silence.
         return self._unsent or not self.session.at_boundary
 
+    def _is_cut(self) -> bool:
+        if not self.session.sends_withdrawn:
+            self._cut_at = None
+            return False
+        if self._cut_at is None:
+            self._cut_at = self._patience.clock() + _WITHDRAWN_SECONDS
+        return self._patience.clock() >= self._cut_at
+
     def _timeout(self) -> float:
         deadline = self._deadline() if self._end_at is None else self._end_at
+        if self._cut_at is not None:
+            deadline = min(deadline, self._cut_at)
         return max(0.0, deadline - self._patience.clock()) + 0.001
 
     def _check_clock(self) -> None:

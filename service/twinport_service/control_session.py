@@ -154,7 +154,8 @@ class ControlSession(asyncio.Protocol):
         return reply
 
     def _caller_of(self, user: str) -> Caller:
-        return Caller(user, self._peer, self._certificate_sha256 is not None, self.number)
+        is_secure = self._certificate_sha256 is not None
+        return Caller(user, self._peer, is_secure, self.number, self._gate.ticket_epoch)
 
     def _command(self, command: Command, out: list[bytes]) -> None:
         if self._caller is None:  # pragma: no cover - the wire yields no command before the greeting
@@ -288,6 +289,13 @@ class ControlSession(asyncio.Protocol):
         self._write([format_reply(Reply(0, ReplyKind.ERROR, code=ErrorCode.TIMEOUT))])
         self.deadline = now + self._services.times.unread_seconds
         self._transport.close()
+
+    def check_login(self) -> None:
+        """End the session if its login holds no more; called when the accounts changed. What runs may end."""
+        if self._gate.is_stale and not self._closing:
+            self._write([format_reply(Reply(0, ReplyKind.ERROR, code=ErrorCode.LOGIN_REQUIRED))])
+            self._end()
+            self._close_when_done()
 
     def give_way(self) -> None:
         """Leave, as others wait who may be honest."""

@@ -44,6 +44,8 @@ class Caller:
     """Whether the session is under TLS; its tickets then hold for channels under TLS only."""
     session: int | None = None
     """The number of the session, for the audit log."""
+    epoch: int = 0
+    """That of the account at the login; the session's tickets end with it. 0 without a login."""
 
 
 OnReply = Callable[[Reply], None]
@@ -364,7 +366,8 @@ class Handlers:
         self, action: Action, caller: Caller, scope: bytes, size: int, generation: int = 0, *, secure: bool = False
     ) -> str:
         expires_at = int(self._now()) + self._ticket_seconds
-        ticket = Ticket(action, caller.user, scope, size, expires_at, generation, secure or caller.secure)
+        is_secure = secure or caller.secure
+        ticket = Ticket(action, caller.user, scope, size, expires_at, generation, is_secure, caller.epoch)
         return encode_ticket(self._keys.sign(ticket))
 
 

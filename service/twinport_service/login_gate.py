@@ -19,7 +19,7 @@ from twinport_protocol.messages import Command, Reply, ReplyKind
 
 from .access import BEFORE_LOGIN
 from .accounts.authenticator import Authenticator, LoggedIn, LoginRequest
-from .accounts.records import Epoch
+from .accounts.records import Epoch, mark_of
 from .accounts.store import LoginMode
 
 MAX_TRIES = 10
@@ -61,6 +61,11 @@ class LoginGate:
         return self.user is None and self._mode is LoginMode.REQUIRED
 
     @property
+    def ticket_epoch(self) -> int:
+        """What the tickets of the session carry: the epoch of its login, not the account's present one."""
+        return mark_of(self._epoch)
+
+    @property
     def is_spent(self) -> bool:
         """Whether it was tried in vain too often: the session is to end."""
         return self._tries >= MAX_TRIES
@@ -86,10 +91,18 @@ class LoginGate:
             return Refusal(ErrorCode.LOGIN_REQUIRED) if self._mode is LoginMode.REQUIRED else None
         if not self._authenticator.store.is_active(self.user):
             return Refusal(ErrorCode.DENIED, "the account was disabled or removed")
-        if not self._authenticator.store.holds(self.user, self._epoch):
+        if self.is_stale:
             self.is_over = True
             return Refusal(ErrorCode.LOGIN_REQUIRED, "the login holds no more")
         return None
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether somebody is logged in whose login holds no more, though the account is active."""
+        if self._authenticator is None or self.user is None:
+            return False
+        store = self._authenticator.store
+        return store.is_active(self.user) and not store.holds(self.user, self._epoch)
 
     def begin(self, command: Command, on_outcome: Callable[[LoggedIn | Refusal], None]) -> Refusal | None:
         """Begin a LOGIN; ``on_outcome`` is called once, on any thread, unless it is refused at once."""

@@ -25,6 +25,7 @@ from .accounts.authenticator import Authenticator
 from .accounts.throttle import Throttle
 from .audit import AuditEntry, AuditEvent, discard
 from .channel_plane import ChannelBounds, ChannelPlane
+from .channel_rights import ChannelRights
 from .channel_times import ChannelTimes
 from .classic.data import TransferTimes
 from .classic.pairing import PairingTimes
@@ -41,6 +42,7 @@ from .log import get_log
 from .room import Floors
 from .safeguards import make_safeguards
 from .session_doors import SessionDoors, bound_buffers
+from .standing import NO_ACCOUNTS
 from .tls_plane import TlsPlane
 from .uploads import UploadDesk
 
@@ -67,6 +69,7 @@ class Server:
         self._settings = settings
         self._foundation = foundation
         self._accounts = foundation.accounts
+        self._revision = 0
         self._authenticator: Authenticator | None = None
         self._decide = decide or (allow_all if self._accounts is None else self._accounts.decide)
         self._limits = Limits(max_file=settings.max_file_bytes, idle=max(1, int(settings.idle_seconds)))
@@ -135,7 +138,7 @@ class Server:
             crowd=self._guards.channels,
             bandwidth=self._guards.bandwidth,
             record=self._record,
-            decide=self._decide,
+            make_rights=functools.partial(ChannelRights, self._decide, self._accounts or NO_ACCOUNTS),
         )
         handlers = Handlers(
             self._desk,
@@ -273,7 +276,15 @@ class Server:
         now = self._loop.time()
         for session in [session for session in self._sessions if session.deadline <= now]:
             session.check_deadline(now)
+        if self._accounts is not None and self._accounts.revision != self._revision:
+            self._revision = self._accounts.revision
+            self._accounts_changed()
         self._clock = self._loop.call_later(_CLOCK_SECONDS, self._tick)
+
+    def _accounts_changed(self) -> None:
+        for session in list(self._sessions):
+            session.check_login()
+        self._channels.review()
 
     def _sweep(self) -> None:
         older_than = time.time() - self._settings.upload_keep_seconds

@@ -13,8 +13,9 @@ from twinport.engine import Policy
 from twinport.partials import partial_name
 from twinport.target_tree import safe_name
 from twinport_protocol.channel import ChannelServer
+from twinport_protocol.errors import ErrorCode
 from twinport_protocol.frames import LAST, FrameType, Header
-from twinport_protocol.messages import Command, Reply, Verb
+from twinport_protocol.messages import Command, Reply, ReplyKind, Verb
 from twinport_protocol.segments import MIN_SEGMENT_BYTES
 
 from tests.client.conftest import Connect, RunCommand
@@ -300,6 +301,24 @@ def test_what_is_no_twinportd_is_named_so(liar: LyingServer, connect: Connect, g
     with pytest.raises(errors.NetworkError) as caught:
         connect(liar)
     assert "twinportd" in caught.value.message
+
+
+def test_a_login_that_is_ended_again_and_again_is_not_tried_for_ever(
+    liar: LyingServer, victim: Client, target: Path
+) -> None:
+    honest, asked = liar.answer, []
+
+    def answer(command: Command) -> list[Reply]:
+        if command.verb is not Verb.DOWNLOAD:
+            return honest(command)
+        asked.append(command)
+        return [Reply(command.id, ReplyKind.ERROR, code=ErrorCode.LOGIN_REQUIRED)]
+
+    liar.answer = answer  # type: ignore[method-assign]
+    with pytest.raises(errors.LoginError) as caught:
+        victim.get("small", target)
+    assert caught.value.code == "LoginRequired"
+    assert len(asked) == 2, "once more with a new login, and then never again while nothing moves"
 
 
 @pytest.mark.parametrize(

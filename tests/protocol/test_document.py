@@ -142,7 +142,7 @@ def test_the_channel_in_hexadecimal() -> None:
 
 @pytest.mark.parametrize("action", Action)
 def test_the_form_of_a_ticket(action: Action) -> None:
-    raw = TicketKeys(b"a" * 16, {7: bytes(32)}, 7).sign(Ticket(action, "añ", b"scope", 99, 1234, 5))
+    raw = TicketKeys(b"a" * 16, {7: bytes(32)}, 7).sign(Ticket(action, "añ", b"scope", 99, 1234, 5, epoch=88))
     at = 0
     fields = {}
     for size, name in table("size", "field"):
@@ -155,7 +155,8 @@ def test_the_form_of_a_ticket(action: Action) -> None:
         at += count
     assert at == len(raw)
     numbers = {name: int.from_bytes(value, "big") for name, value in fields.items() if len(value) <= 8}
-    assert numbers["version"] == 1
+    assert numbers["version"] == 2
+    assert numbers["epoch"] == 88
     assert numbers["id"] == 7
     assert numbers["action"] == action
     assert numbers["expiry"] == 1234

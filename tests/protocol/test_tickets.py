@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hmac
+import struct
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -33,6 +37,7 @@ tickets = st.builds(
     expires_at=st.integers(NOW, 2**62),
     generation=st.integers(0, 2**32 - 1),
     secure=st.booleans(),
+    epoch=st.integers(0, 2**64 - 1),
 )
 
 
@@ -76,6 +81,21 @@ def test_garbage_is_refused(raw: bytes) -> None:
 def test_another_services_ticket_is_refused_even_under_the_same_key() -> None:
     other = TicketKeys(b"b" * 16, {1: OLD}, 1)
     assert code_of(KEYS, other.sign(SAMPLE)) is ErrorCode.TICKET_INVALID
+
+
+def test_the_epoch_is_signed_and_is_not_judged() -> None:
+    raw = KEYS.sign(replace(SAMPLE, epoch=2**64 - 1))
+    assert KEYS.verify(raw, NOW).epoch == 2**64 - 1
+    assert raw != KEYS.sign(SAMPLE)
+    at = raw.index(bytes([255] * 8))
+    assert code_of(KEYS, raw[:at] + bytes(8) + raw[at + 8 :]) is ErrorCode.TICKET_INVALID
+
+
+def test_a_ticket_of_the_first_form_is_not_taken_for_another() -> None:
+    """Signed by the same key, without an epoch."""
+    head = struct.pack("!BIBQIQ16s", 1, 1, Action.UPLOAD, NOW + 60, 3, 12345, AUDIENCE)
+    body = head + b"\x04anna" + b"\x00\x10upload-id-16byte"
+    assert code_of(KEYS, body + hmac.digest(OLD, body, "sha256")) is ErrorCode.TICKET_INVALID
 
 
 def test_another_key_and_another_key_id_are_refused() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -35,6 +37,15 @@ class Token:
 
 Epoch = tuple[float, int]
 """When an account was made, and how often it was changed in a way that ends what was logged in."""
+
+
+def mark_of(epoch: Epoch | None) -> int:
+    """What stands for an epoch in a ticket: 64 bits that every node with the same accounts comes to, and that do not
+    tell when the account was made or how often it was changed. 0 is nobody's account, and no account's."""
+    if epoch is None:
+        return 0
+    created, changes = epoch
+    return int.from_bytes(hashlib.sha256(struct.pack("!dQ", created, changes)).digest()[:8], "big") or 1
 
 
 @dataclass(frozen=True)
@@ -75,6 +86,8 @@ class Snapshot:
     tokens: Mapping[str, Token]
     rules: Mapping[str, tuple[Grant, ...]]
     """The grants of every account that is not disabled."""
+    marks: Mapping[str, int] = field(default_factory=dict)
+    """What a ticket of each of these must carry: see :func:`mark_of`."""
     has_rates: bool = False
     """Whether any account has a bound of bytes per second."""
 
@@ -85,6 +98,7 @@ class Snapshot:
             MappingProxyType(dict(accounts)),
             {token.id: token for account in accounts.values() for token in account.tokens},
             {account.name: account.all_grants for account in accounts.values() if not account.is_disabled},
+            {account.name: mark_of(account.epoch) for account in accounts.values() if not account.is_disabled},
             any(account.rate for account in accounts.values()),
         )
 

@@ -14,6 +14,8 @@ import enum
 import threading
 from pathlib import Path
 
+from twinport_protocol.errors import ErrorCode, Refusal
+
 from twinport_service.access import ANONYMOUS, Act
 from twinport_service.audit import AuditLog
 from twinport_service.log import get_log
@@ -56,6 +58,7 @@ class AccountStore:
             raise
         self._has_accounts = bool(self._snapshot.accounts)
         self._failed = False
+        self._revision = 0
         self._desk: ChangeDesk | None = None
         self._is_unsettled = True
         self._ended = threading.Event()
@@ -115,6 +118,7 @@ class AccountStore:
                 get_log().warning("[ACCOUNTS] The first account: from now on only what is granted is allowed")
                 self._has_accounts = True  # before the snapshot: in between nothing is allowed rather than everything
             self._snapshot = snapshot
+            self._revision += 1  # behind it: whoever sees the number sees the accounts
 
     def _follow(self) -> None:
         """Go on with the file that has the name now."""
@@ -132,6 +136,11 @@ class AccountStore:
             self._database.close()
 
     # look-ups --------------------------------------------------------------------------------------------------------
+
+    @property
+    def revision(self) -> int:
+        """The ``standing.Standing`` of these accounts: a number that grows with every change that was seen."""
+        return self._revision
 
     @property
     def has_accounts(self) -> bool:
@@ -169,6 +178,17 @@ class AccountStore:
         enabled, its password not changed, and no key or token taken away from it."""
         account = self._snapshot.accounts.get(user)
         return epoch is None or (account is not None and account.epoch == epoch)
+
+    def require_ticket(self, user: str, epoch: int) -> None:
+        """The ``standing.Standing`` of these accounts. A ticket without a login ends with no account: what its holder
+        may do is decided."""
+        if not self._has_accounts or user == ANONYMOUS:
+            return
+        mark = self._snapshot.marks.get(user)
+        if mark is None:
+            raise Refusal(ErrorCode.DENIED, "the account was disabled or removed")
+        if mark != epoch:
+            raise Refusal(ErrorCode.TICKET_REVOKED, f"a ticket of an earlier login of {user}")
 
     def decide(self, user: str, act: Act, path: str) -> bool:
         """The ``access.Decide`` of these accounts."""

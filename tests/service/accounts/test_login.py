@@ -31,7 +31,7 @@ RIGHT = {"user": "alice", "password": PASSWORD}
 WRONG = {"user": "alice", "password": "wrong password"}
 
 
-def await_true(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+def await_true(condition: Callable[[], bool], seconds: float = 30.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it never came true"
@@ -42,6 +42,12 @@ def log_in(control: RawControl, user: str = "alice", password: str = PASSWORD) -
     reply = control.ask(Verb.LOGIN, "password", options={"user": user, "password": password})
     assert reply.kind is ReplyKind.OK, reply
     assert reply.options["user"] == user
+
+
+def hold_throttle(server: RunningServer) -> None:
+    """Stop its clock, so that the wait of a second after a wrong password is not over on a busy machine."""
+    assert server.server._authenticator is not None
+    server.server._authenticator._throttle._now = lambda: 1000.0
 
 
 def ping(control: RawControl) -> Reply:
@@ -173,6 +179,7 @@ def test_a_client_that_is_gone_before_its_login_was_checked_harms_nobody(
 def test_ten_refusals_end_the_session(start_with_accounts: StartWithAccounts, add: Add) -> None:
     add("alice")
     server = start_with_accounts()
+    hold_throttle(server)
     with RawControl(server.control_address) as control:
         for number in range(MAX_TRIES):
             reply = control.ask(Verb.LOGIN, "password", options=WRONG)
@@ -186,15 +193,15 @@ def test_ten_refusals_end_the_session(start_with_accounts: StartWithAccounts, ad
 
 def test_a_login_that_does_not_come_is_not_waited_for(start_with_accounts: StartWithAccounts, add: Add) -> None:
     add("alice")
-    server = start_with_accounts(login_seconds=0.5, login_delays=False)
+    server = start_with_accounts(login_seconds=2.0, login_delays=False)
     with RawControl(server.control_address) as control, RawControl(server.control_address) as other:
         log_in(other)
         began = time.monotonic()
         while (reply := ping(control)).id:
             assert reply.kind is ReplyKind.OK
+            assert time.monotonic() - began < 60, "whoever speaks is waited for"
         assert reply.code is ErrorCode.TIMEOUT
         assert control.is_closed()
-        assert time.monotonic() - began < 3
         assert other.ask(Verb.PING).kind is ReplyKind.OK, "who logged in stays"
 
 
@@ -258,6 +265,7 @@ def test_a_key_and_a_token_get_in_while_the_address_is_locked(
     text, token = make_token("alice", "", 0.0)
     database.add_token(token)
     server = start_with_accounts()
+    hold_throttle(server)
     with RawControl(server.control_address, nonce=NONCE) as control:
         assert control.refused(Verb.LOGIN, "password", options=WRONG) is ErrorCode.LOGIN_FAILED
         assert control.refused(Verb.LOGIN, "password", options=RIGHT) is ErrorCode.LOCKED
@@ -406,9 +414,15 @@ ENDINGS: dict[str, Change] = {
 }
 
 
+@pytest.fixture
+def no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that does not look at its sessions by itself: what is tested is what a command is answered."""
+    monkeypatch.setattr("twinport_service.server._CLOCK_SECONDS", 3600.0)
+
+
 @pytest.mark.parametrize("change", ENDINGS.values(), ids=ENDINGS)
 def test_a_session_ends_once_a_way_to_log_in_was_taken_away(
-    start_with_accounts: StartWithAccounts, add: Add, database: AccountDatabase, change: Change
+    start_with_accounts: StartWithAccounts, add: Add, database: AccountDatabase, change: Change, no_clock: None
 ) -> None:
     add("alice", keys=(Key(b"a key"),))
     add("bob")
@@ -428,7 +442,7 @@ def test_a_session_ends_once_a_way_to_log_in_was_taken_away(
 
 
 def test_what_ends_a_session_is_said_and_what_came_behind_is_not_done(
-    start_with_accounts: StartWithAccounts, add: Add, database: AccountDatabase
+    start_with_accounts: StartWithAccounts, add: Add, database: AccountDatabase, no_clock: None
 ) -> None:
     add("alice")
     add("bob")
@@ -530,6 +544,9 @@ def test_an_attached_channel_does_no_more_than_its_user_may_now(
         assert control.names("shared") == ["shared/x"]
         database.put_grant("alice", parse_grant("shared/**", ["list", "write"]))
         await_true(lambda: control.refused(Verb.MKDIR, "shared/y") is None)
+        assert channel.put_segment(2, 0, bytes(SMALL_BYTES + 1), commit=True) is ErrorCode.DENIED, "it has ended"
+        channel.detach(2)
+        channel.attach(large.ticket, 2)
         assert channel.put_segment(2, 0, bytes(SMALL_BYTES + 1), commit=True) is AckStatus.COMMITTED
 
 

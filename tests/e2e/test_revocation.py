@@ -1,0 +1,122 @@
+"""``twinportd user`` takes something away from a user while a large upload of that user runs: real commands, a rate
+that makes it last, and a clear end or an undisturbed rest."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.processes import Daemon, make_file, sha256_of
+from tests.e2e.test_login import CLIENT, PASSWORD, RUN_SECONDS, Place, bytes_below, wait_for
+
+RATE = 8 * 1024 * 1024
+FILE_BYTES = 48 * 1024 * 1024
+BEGUN_BYTES = 4 * 1024 * 1024
+NEW_PASSWORD = "another horse battery staple"
+
+
+class Upload:
+    """``twinport put`` of a large file, at ``RATE``, in the background."""
+
+    def __init__(self, place: Place, **environment: str) -> None:
+        self._place = place
+        self._log = place.directory / "client.log"
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [*CLIENT, "put", "file", "--to", "alice"],
+                cwd=place.directory,
+                env={**place.environment, **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+
+    def __enter__(self) -> Upload:
+        staged = self._place.root / ".twinport"
+        before = bytes_below(staged)
+        wait_for(lambda: bytes_below(staged) > before + BEGUN_BYTES or self._process.poll() is not None)
+        assert self._process.poll() is None, f"it was too quick: {self.text}"
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    @property
+    def text(self) -> str:
+        """What it has said."""
+        return self._log.read_text()
+
+    def wait(self, seconds: float = RUN_SECONDS) -> int:
+        """Its exit code."""
+        code = self._process.wait(seconds)
+        assert "Traceback" not in self.text, self.text
+        return code
+
+
+@pytest.fixture
+def place(shm_path: Path) -> Iterator[Place]:
+    """A server that lets each user send ``RATE``, with alice, who has a password and a key; and a large file."""
+    made = Place(shm_path)
+    made.daemon = Daemon(
+        made.root, made.directory / "server.log", "--tls", "on", "--max-bytes-per-second-per-user", str(RATE)
+    )
+    made.add_user("alice")
+    made.manage("user", "passwd", "alice", "--password-stdin", given=f"{PASSWORD}\n")
+    made.daemon.start()
+    make_file(made.directory / "file", FILE_BYTES, seed=4)
+    (made.directory / "password").write_text(f"{PASSWORD}\n")
+    yield made
+    made.daemon.end(signal.SIGTERM)
+    made.daemon.assert_no_traceback()
+
+
+def by_password(place: Place, password: str = PASSWORD) -> dict[str, str]:
+    """What a machine sets to log in as alice."""
+    file = place.directory / "password-of-alice"
+    file.write_text(f"{password}\n")
+    return {
+        "TWINPORT_HOST": place.daemon.host,
+        "TWINPORT_USER": "alice",
+        "TWINPORT_FINGERPRINT": place.fingerprint(),
+        "TWINPORT_PASSWORD_FILE": str(file),
+    }
+
+
+def pass_word(place: Place) -> None:
+    place.manage("user", "passwd", "alice", "--password-stdin", given=f"{NEW_PASSWORD}\n")
+
+
+def test_another_password_ends_an_upload_that_knows_only_the_old_one(place: Place) -> None:
+    environment = by_password(place)
+    with Upload(place, **environment) as upload:
+        pass_word(place)
+        assert upload.wait() == 4
+        assert "LoginFailed" in upload.text
+    assert not (place.root / "alice/file").exists()
+    done = place.run("put", "file", "--to", "alice", **by_password(place, NEW_PASSWORD))
+    assert done.returncode == 0, done.stderr
+    assert sha256_of(place.root / "alice/file") == sha256_of(place.directory / "file")
+
+
+def test_another_password_does_not_hinder_an_upload_that_logs_in_by_key(place: Place) -> None:
+    key = place.directory / "key-alice"
+    place.succeed("login", f"alice@{place.daemon.host}", "--key", str(key), "--fingerprint", place.fingerprint())
+    with Upload(place) as upload:
+        pass_word(place)
+        assert upload.wait() == 0, upload.text
+        assert "connecting again" in upload.text
+    assert sha256_of(place.root / "alice/file") == sha256_of(place.directory / "file")
+
+
+@pytest.mark.parametrize("words", [("disable", "alice"), ("remove", "alice", "--yes")], ids=["disabled", "removed"])
+def test_an_upload_of_a_user_who_is_none_any_more_ends(place: Place, words: tuple[str, ...]) -> None:
+    with Upload(place, **by_password(place)) as upload:
+        place.manage("user", *words)
+        assert upload.wait() in (4, 8), upload.text
+        assert "Denied" in upload.text or "LoginFailed" in upload.text
+    assert not (place.root / "alice/file").exists()
