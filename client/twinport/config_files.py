@@ -43,7 +43,7 @@ class ConfigFile:
             raise local_failure(f"cannot read {self.path}", error) from None
         try:
             found = json.loads(data) if len(data) <= MAX_FILE_BYTES else None
-        except ValueError:
+        except (ValueError, RecursionError):  # the latter for a thousand brackets
             found = None
         if not isinstance(found, dict):
             raise UsageError(f"{self.path} is damaged: not a JSON object; repair or remove it")

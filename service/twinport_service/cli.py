@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import errno
 import os
+import resource
 import socket
 import sys
 from collections.abc import Callable
@@ -105,6 +106,7 @@ def serve(config: Path | None, **flags: Any) -> None:
         decide_exposure(settings, has_accounts=not is_loopback(settings.host) and used)
         configure_logging(settings.log_format, settings.log_level)
         raise_descriptor_limit()
+        _forbid_core_dumps()
         asyncio.run(_serve(settings))
     except ConfigError as error:
         click.echo(f"twinportd: {error}", err=True)
@@ -117,6 +119,11 @@ def serve(config: Path | None, **flags: Any) -> None:
         reason = error.strerror or type(error).__name__
         click.echo(f"twinportd: cannot listen on ports {ports}: {reason}. {_listen_advice(error)}", err=True)
         sys.exit(EXIT_FAILED)
+
+
+def _forbid_core_dumps() -> None:
+    # In the memory of a server are its keys, and the passwords of logins that are under way.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def _listen_advice(error: OSError) -> str:

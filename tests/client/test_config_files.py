@@ -68,6 +68,7 @@ def test_processes_at_once_lose_no_entry(tmp_path: Path) -> None:
         '{"servers": {"files.example.org:5001": {}}}',
         '{"servers": {"files.example.org:5001": {"fingerprint": "ab"}}}',
         '{"servers": {"files.example.org:5001": {"fingerprint": 7}}}',
+        pytest.param("[" * 100_000, id="deep"),
     ],
 )
 def test_a_damaged_entry_is_not_taken_for_none(tmp_path: Path, content: str) -> None:

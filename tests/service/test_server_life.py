@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import stat
@@ -68,6 +69,11 @@ def test_a_key_and_its_directory_are_the_owners_alone(daemon: Daemon, root: Path
     assert stat.S_IMODE(identity.stat().st_mode) == 0o600
     assert stat.S_IMODE(identity.parent.stat().st_mode) & 0o077 == 0
     assert set(json.loads(identity.read_text())) == {"audience", "signing", "keys"}
+
+
+def test_its_memory_is_not_written_to_a_core_dump(daemon: Daemon) -> None:
+    limits = Path(f"/proc/{daemon.process.pid}/limits").read_text()
+    assert re.search(r"^Max core file size +0 +0 ", limits, re.MULTILINE)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
