@@ -4,11 +4,14 @@ no fsync unless asked for. What Twinport does on top of it is what a benchmark's
     python benchmarks/limit.py serve DIR [--fsync]        prints its port, serves until killed
     python benchmarks/limit.py put PORT PATH [--records]  one file, or with --records a directory as a stream of records
     python benchmarks/limit.py get PORT PATH [--records] [--fsync]
+
+All take ``--host`` and ``--congestion``, the algorithm of their side.
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import os
 import socket
 import struct
@@ -23,17 +26,24 @@ _PUT, _GET = b"P", b"G"
 
 
 def receive_file(sock: socket.socket, path: Path, size: int, fsync: bool) -> None:
-    """Take ``size`` bytes off the socket into a new file."""
-    with path.open("wb", buffering=0) as file, memoryview(bytearray(_BUFFER_BYTES)) as view:
-        left = size
-        while left:
-            count = sock.recv_into(view[: min(left, _BUFFER_BYTES)])
-            if not count:
-                raise ConnectionError("the peer left")
-            file.write(view[:count])
-            left -= count
-        if fsync:
-            os.fsync(file.fileno())
+    """Move ``size`` bytes from the socket into a new file, with splice(2) through a pipe."""
+    source, sink = os.pipe()
+    try:
+        fcntl.fcntl(sink, fcntl.F_SETPIPE_SZ, _BUFFER_BYTES)
+        with path.open("wb", buffering=0) as file:
+            left = size
+            while left:
+                waiting = os.splice(sock.fileno(), sink, min(left, _BUFFER_BYTES))
+                if not waiting:
+                    raise ConnectionError("the peer left")
+                left -= waiting
+                while waiting:
+                    waiting -= os.splice(source, file.fileno(), waiting)
+            if fsync:
+                os.fsync(file.fileno())
+    finally:
+        os.close(source)
+        os.close(sink)
 
 
 def send_file(sock: socket.socket, path: Path) -> None:
@@ -83,18 +93,25 @@ def _records(read: Callable[[int], bytes]) -> Iterator[tuple[str, bytes]]:
         yield name, read(size)
 
 
-def serve(directory: Path, fsync: bool) -> None:
+def tune(sock: socket.socket, congestion: str | None) -> None:
+    """What every connection is set to."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if congestion is not None:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, congestion.encode())
+
+
+def serve(directory: Path, host: str, congestion: str | None, fsync: bool) -> None:
     """Serve puts and gets of ``target`` beneath ``directory`` until killed."""
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = socket.create_server((host, 0))
     print(listener.getsockname()[1], flush=True)
     while True:
         sock, _ = listener.accept()
+        tune(sock, congestion)
         threading.Thread(target=_answer, args=(sock, directory, fsync), daemon=True).start()
 
 
 def _answer(sock: socket.socket, directory: Path, fsync: bool) -> None:
     with sock:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         kind, records, size = _REQUEST.unpack(sock.recv(_REQUEST.size, socket.MSG_WAITALL))
         target = directory / "target"
         if kind == _PUT:
@@ -118,12 +135,14 @@ def main() -> None:
     parser.add_argument("path", nargs="?", type=Path)
     parser.add_argument("--records", action="store_true")
     parser.add_argument("--fsync", action="store_true")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--congestion")
     options = parser.parse_args()
     if options.act == "serve":
-        serve(Path(options.where), options.fsync)
+        serve(Path(options.where), options.host, options.congestion, options.fsync)
         return
-    with socket.create_connection(("127.0.0.1", int(options.where))) as sock:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    with socket.create_connection((options.host, int(options.where))) as sock:
+        tune(sock, options.congestion)
         if options.act == "put":
             size = 0 if options.records else options.path.stat().st_size
             sock.sendall(_REQUEST.pack(_PUT, options.records, size))

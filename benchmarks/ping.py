@@ -27,7 +27,7 @@ from twinport_protocol.messages import Reply, ReplyKind, Verb
 from twinport_protocol.segments import MIN_SEGMENT_BYTES
 from twinport_protocol.tickets import decode_ticket
 
-from benchmarks.core import start_twinport
+from benchmarks.daemon import start_daemon
 from benchmarks.measure import cpu_seconds
 
 MIB = 1024 * 1024
@@ -161,9 +161,9 @@ def main() -> None:
     options = parser.parse_args()
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=options.place, prefix="twinport-ping-")))
-        server = start_twinport(stack, directory)
-        (directory / "twinport-root" / "file").write_bytes(os.urandom(FILE_BYTES))
-        address = server.address
+        server = start_daemon(stack, directory / "root", "--log-level", "warning")
+        (directory / "root" / "file").write_bytes(os.urandom(FILE_BYTES))
+        address = server.control_address
         control = Control(address)
         context = multiprocessing.get_context("spawn")
         ready = context.Event()
