@@ -68,9 +68,8 @@ def shared_server() -> Iterator[ServerProcess]:
 @pytest.fixture
 def own_server(shm_path: Path) -> Iterator[ServerProcess]:
     """A server that the test may stop and start."""
-    server = ServerProcess(shm_path / "root").start()
-    yield server
-    server.stop()
+    with ServerProcess(shm_path / "root").reserving() as server:
+        yield server.start()
 
 
 @pytest.fixture

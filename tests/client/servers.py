@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from twinport_protocol.frames import CHANNEL_MAGIC
@@ -27,6 +27,19 @@ class ServerProcess:
         self.port = 0
         self._options = options
         self._process: subprocess.Popen[str] | None = None
+
+    @contextlib.contextmanager
+    def reserving(self) -> Iterator[ServerProcess]:
+        """Choose the port now and hold it, so that nobody else gets it while the server is down; at the end stop."""
+        with socket.socket() as reserved:
+            # Bound as servers are, and not listening: only who asks for this very port gets it too.
+            reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            reserved.bind(("127.0.0.1", 0))
+            self.port = reserved.getsockname()[1]
+            try:
+                yield self
+            finally:
+                self.stop()
 
     def start(self) -> ServerProcess:
         """Start, and wait for the ready line."""

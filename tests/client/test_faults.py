@@ -29,6 +29,8 @@ MakeProxy = Callable[..., Proxy]
 LARGE = 6 * MIN_SEGMENT_BYTES + 1000
 MEBI = 1024 * 1024
 ONE_PERCENT = 1.01
+# A second: the server must not seem silent, on a busy machine either, before the line is.
+GIVES_UP_SOON = {"silent_seconds": 1.0, "patience_seconds": 0.5}
 
 
 def cut_after(limit_bytes: int, direction: str) -> Callable[[Passage, str, bytes], bytes | None]:
@@ -358,7 +360,7 @@ def test_an_interrupted_upload_goes_on_where_it_stopped(
 
     proxy = make_proxy(shared_server, rule)
     with pytest.raises(errors.NetworkError):
-        connect(proxy, policy=hasty, silent_seconds=0.2, patience_seconds=0.1).put(path, prefix)
+        connect(proxy, policy=hasty, **GIVES_UP_SOON).put(path, prefix)
 
     second = make_proxy(shared_server)
     report = connect(second, policy=hasty).put(path, prefix)
@@ -384,7 +386,7 @@ def test_an_interrupted_upload_of_other_bytes_is_not_continued(
 
     proxy = make_proxy(shared_server, rule)
     with pytest.raises(errors.NetworkError):
-        connect(proxy, policy=hasty, silent_seconds=0.2, patience_seconds=0.1).put(path, prefix)
+        connect(proxy, policy=hasty, **GIVES_UP_SOON).put(path, prefix)
     make_file("file", LARGE, seed=2)
     client = connect(shared_server)
     report = client.put(path, prefix)
@@ -411,7 +413,7 @@ def test_an_interrupted_download_goes_on_where_it_stopped(
 
     proxy = make_proxy(shared_server, rule)
     with pytest.raises(errors.NetworkError):
-        connect(proxy, policy=hasty, silent_seconds=0.2, patience_seconds=0.1).get(f"{prefix}/file", tmp_path / "back")
+        connect(proxy, policy=hasty, **GIVES_UP_SOON).get(f"{prefix}/file", tmp_path / "back")
     assert os.listdir(tmp_path / "back") == [partial_name("file")]
 
     second = make_proxy(shared_server)
@@ -443,7 +445,7 @@ def test_a_damaged_partial_costs_time_and_nothing_else(
 
     proxy = make_proxy(shared_server, rule)
     with pytest.raises(errors.NetworkError):
-        connect(proxy, policy=hasty, silent_seconds=0.2, patience_seconds=0.1).get(f"{prefix}/file", tmp_path / "back")
+        connect(proxy, policy=hasty, **GIVES_UP_SOON).get(f"{prefix}/file", tmp_path / "back")
     partial = tmp_path / "back" / partial_name("file")
     with partial.open("r+b") as file:
         if damage == "bytes":
@@ -624,7 +626,7 @@ def test_a_server_that_restarts_in_the_middle_is_waited_for(
     else:
         client.get("file", tmp_path / "back")
         assert (tmp_path / "back/file").read_bytes() == path.read_bytes()
-    assert up_again.wait(30)
+    assert up_again.wait(60)
     assert connect(own_server).verify("file", path)
 
 
@@ -707,7 +709,7 @@ def test_a_slow_line_on_which_one_piece_takes_longer_than_the_patience_with_sile
         return data
 
     proxy = make_proxy(shared_server, rule)
-    client = connect(proxy, policy=hasty, silent_seconds=1.0, channels=1)
+    client = connect(proxy, policy=hasty, silent_seconds=3.0, channels=1)
     assert client.put(path, prefix).files_done == 1
     assert client.verify(f"{prefix}/file", path)
     assert sum(passage.kind == "channel" for passage in proxy.passages) == 1
@@ -719,5 +721,5 @@ def test_a_data_port_that_is_gone_ends_patience_not_the_machine(
     """Channels that cannot connect are tried again with growing waits, not in a tight loop, and not for ever."""
     client = connect(shared_server, policy=hasty, patience_seconds=0.5)
     client._connected().channel_addresses = (Address("127.0.0.1", 1),)
-    with pytest.raises(errors.NetworkError, match=r"nothing moved for 0 s; run the same command again to go on"):
+    with pytest.raises(errors.NetworkError, match=r"nothing moved for \d+ s; run the same command again to go on"):
         client.put(make_file("file", 1000), prefix)

@@ -39,7 +39,7 @@ def liar() -> Iterator[LyingServer]:
 @pytest.fixture
 def victim(liar: LyingServer, connect: Connect) -> Client:
     """Its client, with little patience."""
-    return connect(liar, policy=Policy(first_wait_seconds=0.0, longest_wait_seconds=0.01), patience_seconds=0.3)
+    return connect(liar, policy=Policy(first_wait_seconds=0.0, longest_wait_seconds=0.01), patience_seconds=2.0)
 
 
 @pytest.fixture

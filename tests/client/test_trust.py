@@ -50,7 +50,7 @@ def server(certificate: Certificate) -> Iterator[SecureServer]:
 
 def connect(server: SecureServer, **options: object) -> Client:
     """Through the library's front door; under TLS if nothing else is said."""
-    settings: dict[str, object] = {"tls": True, "patience_seconds": 5.0, **options}
+    settings: dict[str, object] = {"tls": True, "patience_seconds": 30.0, **options}
     return twinport.connect("127.0.0.1", server.port, **settings)  # type: ignore[arg-type]
 
 

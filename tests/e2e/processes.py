@@ -8,6 +8,7 @@ import random
 import re
 import select
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -31,14 +32,27 @@ class Daemon:
         self.data_port = 0
         self._options = options
         self._process: subprocess.Popen[str] | None = None
+        self._reserved: list[socket.socket] = []
 
     def __enter__(self) -> Daemon:
+        self.reserve()
         return self.start()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def reserve(self) -> None:
+        """Choose the ports now, so that nobody else gets one while the server is down between two starts."""
+        self._reserved = [reserve_port() for _ in range(2)]
+        self.control_port, self.data_port = (sock.getsockname()[1] for sock in self._reserved)
+
+    def close(self) -> None:
+        """End it if it runs, and give the ports back."""
         self.end(signal.SIGTERM)
+        for sock in self._reserved:
+            sock.close()
 
     def start(self) -> Daemon:
         """Start, and wait for the ready line."""
@@ -136,6 +150,15 @@ class Run:
         """SIGKILL, and wait; harmless when it has ended."""
         self.process.kill()
         self.process.wait()
+
+
+def reserve_port() -> socket.socket:
+    """A free port of loopback, the system's choice. While the socket is open only a server that asks for this very
+    port gets it: it is bound with ``SO_REUSEADDR``, as servers are, and does not listen."""
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind(("127.0.0.1", 0))
+    return sock
 
 
 def peak_rss_mib(pid: int) -> float:

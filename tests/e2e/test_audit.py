@@ -46,6 +46,13 @@ def daemon(shm_path: Path) -> Iterator[Daemon]:
         found.assert_no_traceback()
 
 
+def refused_code(daemon: Daemon, user: str) -> str:
+    """Why a wrong password is refused."""
+    with pytest.raises(TwinportError) as caught:
+        twinport.connect("127.0.0.1", daemon.control_port, user=user, password="wrong", tls=False)
+    return caught.value.code
+
+
 def test_who_did_what(daemon: Daemon, shm_path: Path) -> None:
     source = shm_path / "source"
     source.mkdir()
@@ -60,9 +67,10 @@ def test_who_did_what(daemon: Daemon, shm_path: Path) -> None:
         client.delete("alice/source/a b")
         with pytest.raises(TwinportError):
             client.delete("bob/secret")
-    for user in ("alice", "alice", "hunter2-by-mistake"):
-        with pytest.raises(TwinportError):
-            twinport.connect("127.0.0.1", daemon.control_port, user=user, password="wrong", tls=False)
+    codes = []
+    while not codes or codes[-1] != "Locked":  # on a busy machine the first wait may be over, but not each longer one
+        codes.append(refused_code(daemon, "alice"))
+    assert refused_code(daemon, "hunter2-by-mistake") == "LoginFailed"
     daemon.end(signal.SIGTERM)
     rows = audit(daemon.root)
     events = [row["event"] for row in rows]
@@ -72,7 +80,7 @@ def test_who_did_what(daemon: Daemon, shm_path: Path) -> None:
     logins = [(row["event"], row["user"], row["outcome"]) for row in rows if row["event"] in ("login", "lock")]
     assert logins == [
         ("login", "alice", "ok"),
-        ("login", "alice", "LoginFailed"),
+        *[("login", "alice", "LoginFailed")] * (len(codes) - 1),
         ("lock", "alice", "Locked"),
         ("login", "(unknown)", "LoginFailed"),
     ]

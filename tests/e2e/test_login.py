@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -129,8 +130,9 @@ class Place:
 def place(shm_path: Path) -> Iterator[Place]:
     """With no account yet, not started."""
     made = Place(shm_path)
+    made.daemon.reserve()
     yield made
-    made.daemon.end(signal.SIGTERM)
+    made.daemon.close()
     if made.daemon.log.exists():
         made.daemon.assert_no_traceback()
 
@@ -238,8 +240,9 @@ def test_the_agent_and_the_usual_files_are_found(place: Place) -> None:
     path = f"/tmp/twinport-agent-{os.getpid()}"
     agent = subprocess.Popen(["ssh-agent", "-D", "-a", path], stdout=subprocess.DEVNULL)
     try:
-        wait_for(lambda: os.path.exists(path))
         environment = {**os.environ, "SSH_AUTH_SOCK": path}
+        is_heard = partial(subprocess.run, ["ssh-add", "-l"], check=False, env=environment, capture_output=True)
+        wait_for(lambda: is_heard().returncode != 2)
         subprocess.run(["ssh-add", "-q", str(key)], check=True, env=environment, stderr=subprocess.DEVNULL)
         assert "alice" in place.succeed(*options, SSH_AUTH_SOCK=path)
         assert "alice" in place.succeed(*options, "--key", f"{key}.pub", SSH_AUTH_SOCK=path)
@@ -286,9 +289,13 @@ def test_a_certificate_may_change_when_that_was_announced(place: Place) -> None:
 @pytest.mark.parametrize("direction", ["up", "down"])
 def test_a_server_that_dies_in_mid_transfer_is_logged_in_to_again(place: Place, direction: str) -> None:
     key = place.add_user("alice")
+    # So slowly that there is time to kill it, on a busy machine too.
+    place.daemon.close()
+    place.daemon = Daemon(place.root, place.directory / "server.log", "--tls=on", "--max-bytes-per-second=50000000")
+    place.daemon.reserve()
     place.daemon.start()
     place.succeed("login", f"alice@{place.daemon.host}", "--key", str(key), "--fingerprint", place.fingerprint())
-    make_file(place.directory / "file", 400_000_000, seed=3)
+    make_file(place.directory / "file", 200_000_000, seed=3)
     words = ["put", "file", "--to", "alice"]
     if direction == "down":
         place.succeed(*words)

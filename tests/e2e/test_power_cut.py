@@ -99,7 +99,9 @@ def test_what_was_acknowledged_survives_power_cuts(
 ) -> None:
     moments = random.Random(f"{SEED} cuts")
     root = power.mount / "root"
-    daemon = Daemon(root, tmp_path / "server.log").start()
+    daemon = Daemon(root, tmp_path / "server.log")
+    daemon.reserve()
+    daemon.start()
     sent: defaultdict[str, list[str]] = defaultdict(list)
     last_acknowledged: dict[str, int] = {}
     told = 0
@@ -144,6 +146,7 @@ def test_what_was_acknowledged_survives_power_cuts(
         assert stored_sums(tmp_path / "copy") == stored
     finally:
         daemon.end(signal.SIGKILL)
+        daemon.close()
     daemon.assert_no_traceback()
     with capsys.disabled():
         print(f"\n{ROUNDS} power cuts, {told} files acknowledged before them, none lost or torn", end="")  # noqa: T201

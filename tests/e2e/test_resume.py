@@ -9,6 +9,8 @@ from tests.e2e.processes import Daemon, Run, are_same, make_file
 from tests.e2e.scale import MIB
 
 SIZE_BYTES = 24 * MIB
+# So that there is time to interrupt an upload, on a busy machine too.
+SLOWLY = ["--max-bytes-per-second", str(8 * MIB)]
 
 
 def test_an_interrupted_replacement_does_not_replace_when_that_is_refused_later(shm_path: Path) -> None:
@@ -17,7 +19,7 @@ def test_an_interrupted_replacement_does_not_replace_when_that_is_refused_later(
         make_file(shm_path / place / "file", SIZE_BYTES, seed)
     stored = shm_path / "root" / "file"
     new = str(shm_path / "new" / "file")
-    daemon = Daemon(shm_path / "root", shm_path / "server.log", "--no-classic")
+    daemon = Daemon(shm_path / "root", shm_path / "server.log", "--no-classic", *SLOWLY)
     with daemon, CountingProxy(daemon.control_port, daemon.data_port) as proxy:
         Run(proxy.host, ["-q", "put", str(shm_path / "old" / "file")], shm_path).succeed()
         tally = proxy.begin()

@@ -389,8 +389,12 @@ def test_uploads_for_which_nothing_was_sent_end_with_their_session(
         assert control.ask(Verb.QUOTA).options["open-uploads"] == "20"
         kept = control.upload("x0", size, mine[0].upload_id)  # asked for again, by another session
     await_true(lambda: server.live_uploads() == {kept.upload_id}, what="the end of 19 uploads")
-    usage = control.ask(Verb.QUOTA).options
-    assert (usage["open-uploads"], usage["reserved-bytes"]) == ("1", str(size))
+
+    def held() -> tuple[str, str]:
+        usage = control.ask(Verb.QUOTA).options
+        return usage["open-uploads"], usage["reserved-bytes"]
+
+    await_true(lambda: held() == ("1", str(size)), what="the room of 19 uploads")
     await_true(
         lambda: server.staged_uploads() == ({kept.upload_id} if size > SMALL_BYTES else set()), what="no staging"
     )

@@ -591,7 +591,7 @@ def test_large_commits_do_not_hold_up_small_ones(shm_path: Path, open_local: Ope
     class SlowDoor(FaultyDoor):
         def fsync(self, descriptor: int) -> None:
             if os.fstat(descriptor).st_size > MIB:
-                assert gate.wait(20)
+                assert gate.wait(60)
             super().fsync(descriptor)
 
     storage = open_local(shm_path / "root", SlowDoor(), limits=Limits(flush_threads=1))
@@ -611,7 +611,7 @@ def test_small_commits_under_way_are_bounded(shm_path: Path, open_local: OpenLoc
     class SlowDoor(FaultyDoor):
         def open_at(self, directory: int, name: str, flags: int, mode: int = 0o666) -> int:
             if name.startswith("s") and flags & os.O_EXCL:
-                assert gate.wait(20)
+                assert gate.wait(60)
             return super().open_at(directory, name, flags, mode)
 
     storage = open_local(shm_path / "root", SlowDoor(), limits=Limits(small_files=4))
