@@ -20,6 +20,7 @@ class ChannelRights:
         self._standing = standing
         self._secure = secure
         self._revision = standing.revision
+        self._user: str | None = None
 
     def have_changed(self) -> bool:
         """Whether any answer may be another than when this was asked last. Cheap: it is asked at every turn."""
@@ -30,10 +31,17 @@ class ChannelRights:
         return True
 
     def require_ticket(self, ticket: Ticket) -> None:
-        """Whether a ticket is good on this channel. ``TlsRequired``, ``Denied``, ``TicketRevoked``."""
+        """Whether a ticket is good on this channel. ``TlsRequired``, ``TicketRevoked``; ``Denied`` also for one of
+        another user than before: what a channel moves counts for one user's bounds, so it must be all that user's."""
         if ticket.secure and not self._secure:
             raise Refusal(ErrorCode.TLS_REQUIRED, "a ticket given over TLS")
         self._standing.require_ticket(ticket.user, ticket.epoch)
+        if self._user not in (None, ticket.user):
+            raise Refusal(ErrorCode.DENIED, "a ticket of another user than before")
+
+    def keep_to(self, user: str) -> None:
+        """Something of that user's was attached: the channel is theirs until its end."""
+        self._user = user
 
     def require_write(self, handle: UploadHandle) -> None:
         """``Denied`` unless the user of an upload may write its name."""

@@ -307,6 +307,7 @@ class ChannelSession:
                 self._attached[attachment] = Download(self._readers, ticket)
             self._refused.pop(attachment, None)
             self._epochs[attachment] = ticket.epoch
+            self._rights.keep_to(user)
             self._audit.attached(attachment)
             self.attached_once = True
         except Refusal as refusal:

@@ -131,6 +131,21 @@ def test_a_user_has_a_number_of_channels(start_server: StartServer) -> None:
     server.assert_no_traceback()
 
 
+def test_nobody_moves_bytes_over_a_channel_that_counts_for_somebody_else(start_server: StartServer) -> None:
+    server = start_server(max_channels_per_user=1)
+    alices, bobs = (KEYS.sign(Ticket(Action.DOWNLOAD, user, b"x", 1, 2**40)) for user in ("alice", "bob"))
+    with RawChannel(server.data_address) as channel, RawChannel(server.data_address) as second:
+        channel.attach(alices)
+        channel.attach(bobs, 2)
+        refused = channel.answer()
+        assert (refused.type, refused.attachment, refused.code) == (FrameType.FAIL, 2, ErrorCode.DENIED)
+        channel.get(1, 0, 0, 1)
+        assert channel.answer().code is ErrorCode.VERSION_GONE, "alice's is as good as before"
+        second.attach(alices)
+        assert second.answer().code is ErrorCode.BUSY, "the channel is still alice's"
+    server.assert_no_traceback()
+
+
 def test_anonymous_sessions_from_a_few_addresses_keep_nobody_out(start_server: StartServer) -> None:
     server = start_server(max_sessions=40, limit_loopback=True)
     with ExitStack() as stack:
