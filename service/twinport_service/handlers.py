@@ -25,7 +25,16 @@ from .ledger import UploadRecord
 from .log import get_log
 from .replies import describe_entry, describe_published, describe_usage, parse_hex, refuse
 from .room import DIRECTORY_BYTES
-from .storage.contract import SMALL_BYTES, FileMarks, HashingNeeded, OnProgress, Precondition, Published, UploadSpec
+from .storage.contract import (
+    SMALL_BYTES,
+    Entry,
+    FileMarks,
+    HashingNeeded,
+    OnProgress,
+    Precondition,
+    Published,
+    UploadSpec,
+)
 from .uploads import UploadDesk
 from .visible_listing import list_visible
 
@@ -285,6 +294,8 @@ class Handlers:
         prefix = parse_prefix(command.words[0]) if command.words else ""
         if not self._decide(caller.user, Act.LIST, prefix):
             require(self._decide, caller.user, Act.SEE, prefix)
+            if prefix:
+                self._see(parse_name(prefix))
         limit = parse_size(command.options.get("limit", str(MAX_PAGE_ENTRIES)).encode())
         if not limit:
             raise Refusal(ErrorCode.BAD_REQUEST, "limit=0")
@@ -306,13 +317,20 @@ class Handlers:
 
     def _stat(self, caller: Caller, command: Command) -> Sequence[Reply]:
         name = parse_name(command.words[0])
-        may_list = self._decide(caller.user, Act.LIST, name)
-        if not may_list:
+        if self._decide(caller.user, Act.LIST, name):
+            entry = self._storage.stat(name)
+        else:
             require(self._decide, caller.user, Act.SEE, name)
-        entry = self._storage.stat(name)
-        if not may_list and entry.kind != "d":
-            raise Refusal(ErrorCode.DENIED, f"list by {caller.user}")
+            entry = self._see(name)
         return [Reply(command.id, ReplyKind.OK, options=describe_entry(entry))]
+
+    def _see(self, name: RemoteName) -> Entry:
+        """What stands where something allowed may lie below. A file there is nobody's business: as if it were not
+        there, or names could be tried out in the place of a ``*``."""
+        entry = self._storage.stat(name)
+        if entry.kind != "d":
+            raise Refusal(ErrorCode.FILE_NOT_FOUND, "not a directory")
+        return entry
 
     def _delete(self, caller: Caller, command: Command) -> Sequence[Reply]:
         name = self._name(caller, command, 0, Act.DELETE)

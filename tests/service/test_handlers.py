@@ -40,6 +40,15 @@ def ask(desk: UploadDesk, acts: set[Act], verb: Verb, *words: str, options: Mapp
     return handlers.quick(caller, command) or handlers.slow(caller, command)[-1]
 
 
+@pytest.mark.parametrize("verb", [Verb.STAT, Verb.LIST])
+def test_files_in_the_place_of_a_star_cannot_be_found_by_trying_names(desk: UploadDesk, verb: Verb) -> None:
+    """As with a grant on ``*/*/public/**``: what leads there may be seen, and a file leads nowhere."""
+    there = ask(desk, {Act.SEE}, verb, "box/secret", options={})
+    assert there.code is ErrorCode.FILE_NOT_FOUND
+    assert there == ask(desk, {Act.SEE}, verb, "box/nothing", options={})
+    assert ask(desk, {Act.SEE}, verb, "box", options={}).code is None
+
+
 @pytest.mark.parametrize("content", [SECRET, b"the winner is eve"], ids=["right", "wrong"])
 @pytest.mark.parametrize(("verb", "words"), [(Verb.UPLOAD, ("box/secret", "9000000")), (Verb.DELETE, ("box/secret",))])
 def test_who_may_not_read_a_file_does_not_learn_what_is_in_it(
