@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
 import click
-from twinport_protocol.auth import key_fingerprint, key_type
+from twinport_protocol.auth import key_fingerprint
 
 from .accounts.command_line import fail, open_accounts, read_keys, read_name, require_account, root_option
-from .accounts.records import Account, Key, Token
+from .accounts.descriptions import describe_key, key_lines, token_lines
+from .accounts.records import Account
 from .accounts.tokens import make_token
 from .accounts.words import WordError, format_moment, parse_expiry
 
@@ -53,7 +54,7 @@ def add_keys(name: str, file: str, expires: float | None, root: Path) -> None:
     with open_accounts(root) as database:
         for key in found:
             database.add_key(name, key if expires is None else replace(key, expires=expires))
-            click.echo(f"{name}: added {_key_words(key)}")
+            click.echo(f"{name}: added {describe_key(key)}")
 
 
 @keys.command("list")
@@ -61,10 +62,7 @@ def add_keys(name: str, file: str, expires: float | None, root: Path) -> None:
 @root_option
 def list_keys(name: str, root: Path) -> None:
     """List the keys of an account by their fingerprints, as ssh-keygen -l prints them."""
-    with open_accounts(root) as database:
-        account = require_account(database, name)
-    for key in account.keys:
-        click.echo(_key_line(key, time.time()))
+    _print_of(name, root, key_lines)
 
 
 @keys.command("remove")
@@ -80,7 +78,7 @@ def remove_key(name: str, fingerprint: str, root: Path) -> None:
             how_many = "more than one key" if found else "no key"
             fail(f"{name} has {how_many} {fingerprint!r}. `twinportd user keys list {name}` shows all.")
         database.remove_key(name, found[0].blob)
-        click.echo(f"{name}: removed {_key_words(found[0])}")
+        click.echo(f"{name}: removed {describe_key(found[0])}")
 
 
 @click.group()
@@ -115,10 +113,7 @@ def add_token(name: str, label: str, expires: float | None, root: Path) -> None:
 @root_option
 def list_tokens(name: str, root: Path) -> None:
     """List the tokens of an account, without their secrets."""
-    with open_accounts(root) as database:
-        account = require_account(database, name)
-    for one in account.tokens:
-        click.echo(_token_line(one, time.time()))
+    _print_of(name, root, token_lines)
 
 
 @token.command("revoke")
@@ -132,27 +127,8 @@ def revoke_token(name: str, token_id: str, root: Path) -> None:
         click.echo(f"{name}: revoked {token_id}")
 
 
-def describe_credentials(account: Account, now: float) -> Iterator[str]:
-    """What an account logs in with, a line each."""
-    yield f"password  {'set' if account.password_hash is not None else 'none'}"
-    for key in account.keys:
-        yield f"key       {_key_line(key, now)}"
-    for one in account.tokens:
-        yield f"token     {_token_line(one, now)}"
-
-
-def _key_words(key: Key) -> str:
-    return f"{key_type(key.blob)} {key_fingerprint(key.blob)} {key.comment}".rstrip()
-
-
-def _key_line(key: Key, now: float) -> str:
-    return f"{_key_words(key)}  {_state(key.expires, now)}"
-
-
-def _token_line(one: Token, now: float) -> str:
-    state = "revoked" if one.is_revoked else _state(one.expires, now)
-    return f"{one.id}  {one.label or '-'}  {state}"
-
-
-def _state(expires: float | None, now: float) -> str:
-    return f"{'EXPIRED' if expires is not None and expires <= now else 'expires'} {format_moment(expires)}"
+def _print_of(name: str, root: Path, lines_of: Callable[[Account, float], Iterable[str]]) -> None:
+    with open_accounts(root) as database:
+        account = require_account(database, name)
+    for line in lines_of(account, time.time()):
+        click.echo(line)

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
-from twinport_protocol.auth import key_fingerprint
 
-from .access import ANONYMOUS, GRANTABLE, Act
+from .access import ANONYMOUS, Act
 from .accounts.command_line import (
     EXIT_USAGE,
     fail,
@@ -26,10 +25,11 @@ from .accounts.command_line import (
     root_option,
     warn_of_unused_root,
 )
+from .accounts.descriptions import describe_fully, describe_grant, summarize, to_json
 from .accounts.grants import ADMIN_GRANT, Grant, GrantError, parse_acts, parse_home, parse_pattern
 from .accounts.records import Account
 from .accounts.words import format_bytes, parse_bytes, parse_count, parse_rate
-from .cli_credentials import describe_credentials, keys, token
+from .cli_credentials import keys, token
 from .quota import Quota
 
 _name = click.argument("name", callback=read_name)
@@ -122,7 +122,7 @@ def add(
             grants=(*([ADMIN_GRANT] if admin else []), *grants),
         )
         database.add(account)
-        click.echo(f"added {name}: {_summary(account)}")
+        click.echo(f"added {name}: {summarize(account)}")
     warn_of_unused_root(root)
 
 
@@ -144,9 +144,7 @@ def passwd(name: str, password_stdin: bool, remove: bool, root: Path) -> None:
 @root_option
 def disable(name: str, root: Path) -> None:
     """Let an account do nothing any more, sessions that run included. Its files and settings stay."""
-    with open_accounts(root) as database:
-        database.set_disabled(name, True)
-        click.echo(f"{name}: disabled")
+    _set_disabled(name, root, is_disabled=True)
 
 
 @user.command()
@@ -154,9 +152,13 @@ def disable(name: str, root: Path) -> None:
 @root_option
 def enable(name: str, root: Path) -> None:
     """Undo `user disable`."""
+    _set_disabled(name, root, is_disabled=False)
+
+
+def _set_disabled(name: str, root: Path, *, is_disabled: bool) -> None:
     with open_accounts(root) as database:
-        database.set_disabled(name, False)
-        click.echo(f"{name}: enabled")
+        database.set_disabled(name, is_disabled)
+        click.echo(f"{name}: {'disabled' if is_disabled else 'enabled'}")
 
 
 @user.command()
@@ -192,8 +194,9 @@ def grant(name: str, pattern: str, acts: frozenset[Act], root: Path) -> None:
       twinportd user grant bob 'inbox/**' write
     """
     with open_accounts(root) as database:
-        database.put_grant(name, Grant(pattern, acts))
-        click.echo(f"{name}: {_grant_words(pattern, acts)}")
+        given = Grant(pattern, acts)
+        database.put_grant(name, given)
+        click.echo(f"{name}: {describe_grant(given)}")
 
 
 @user.command()
@@ -250,10 +253,10 @@ def list_accounts(as_json: bool, root: Path) -> None:
     with open_accounts(root) as database:
         accounts = list(database.load().accounts.values())
     if as_json:
-        click.echo(json.dumps([_described(account) for account in accounts], indent=2))
+        click.echo(json.dumps([to_json(account) for account in accounts], indent=2))
         return
     for account in accounts:
-        click.echo(f"{account.name:<20} {_summary(account)}{'  DISABLED' if account.is_disabled else ''}")
+        click.echo(f"{account.name:<20} {summarize(account)}{'  DISABLED' if account.is_disabled else ''}")
 
 
 @user.command()
@@ -265,55 +268,8 @@ def show(name: str, as_json: bool, root: Path) -> None:
     with open_accounts(root) as database:
         account = require_account(database, name)
     if as_json:
-        click.echo(json.dumps(_described(account), indent=2))
+        click.echo(json.dumps(to_json(account), indent=2))
         return
     click.echo(f"{name}{' (disabled)' if account.is_disabled else ''}")
-    click.echo(f"  home      {account.home or '-'}")
-    bounds = account.quota
-    files = "-" if bounds.max_files is None else bounds.max_files
-    click.echo(f"  quota     bytes {format_bytes(bounds.max_bytes)}, files {files}")
-    click.echo(f"  rate      {format_bytes(account.rate)}")
-    for one in account.grants:
-        click.echo(f"  grant     {_grant_words(one.pattern, one.acts)}")
-    for line in describe_credentials(account, time.time()):
+    for line in describe_fully(account, time.time()):
         click.echo(f"  {line}")
-
-
-def _grant_words(pattern: str, acts: frozenset[Act]) -> str:
-    return f"{','.join(act.value for act in GRANTABLE if act in acts)} on {pattern}"
-
-
-def _summary(account: Account) -> str:
-    ways = ["password"] if account.password_hash is not None else []
-    ways += [f"{len(account.keys)} key(s)"] if account.keys else []
-    ways += [f"{len(account.tokens)} token(s)"] if account.tokens else []
-    home = f"home {account.home}/" if account.home else "no home"
-    return f"{home}, login by {', '.join(ways) or 'nothing yet'}"
-
-
-def _described(account: Account) -> dict[str, object]:
-    return {
-        "name": account.name,
-        "disabled": account.is_disabled,
-        "created": account.created,
-        "home": account.home,
-        "password": account.password_hash is not None,
-        "max_bytes": account.quota.max_bytes,
-        "max_files": account.quota.max_files,
-        "max_rate": account.rate,
-        "grants": [
-            {"pattern": one.pattern, "acts": [act.value for act in GRANTABLE if act in one.acts]}
-            for one in account.grants
-        ],
-        "keys": [
-            {"fingerprint": key_fingerprint(key.blob), "comment": key.comment, "expires": key.expires}
-            for key in account.keys
-        ],
-        "tokens": [
-            {
-                "id": one.id, "label": one.label, "created": one.created, "expires": one.expires,
-                "revoked": one.is_revoked,
-            }
-            for one in account.tokens
-        ],
-    }  # fmt: skip

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 
 from twinport_protocol.auth import key_fingerprint
 
-from twinport_service.access import GRANTABLE
 from twinport_service.audit import AuditEntry, AuditEvent, AuditLog
 from twinport_service.quota import Quota
 
+from . import descriptions
 from .grants import Grant
 from .records import Account, Key, Token
 from .words import format_moment
@@ -153,5 +153,4 @@ def describe_token(token: Token) -> Change:
 
 def describe_grant(name: str, grant: Grant) -> Change:
     """What is granted from now on."""
-    acts = ",".join(act.value for act in GRANTABLE if act in grant.acts)
-    return Change(name, "grant", f"{acts} on {grant.pattern}")
+    return Change(name, "grant", descriptions.describe_grant(grant))
