@@ -67,7 +67,7 @@ def test_who_did_what(daemon: Daemon, shm_path: Path) -> None:
         client.delete("alice/source/a b")
         with pytest.raises(TwinportError):
             client.delete("bob/secret")
-    codes = []
+    codes: list[str] = []
     while not codes or codes[-1] != "Locked":  # on a busy machine the first wait may be over, but not each longer one
         codes.append(refused_code(daemon, "alice"))
     assert refused_code(daemon, "hunter2-by-mistake") == "LoginFailed"
