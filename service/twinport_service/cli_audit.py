@@ -59,7 +59,7 @@ def _moment(ctx: click.Context, param: click.Parameter, word: str | None) -> dat
 @click.option("--json", "as_json", is_flag=True, help="Print the lines as JSON.")
 @click.option("-f", "--follow", is_flag=True, help="Go on printing what happens, until Ctrl-C.")
 def audit(root: Path, as_json: bool, follow: bool, **words: object) -> None:
-    """Show who did what: logins, uploads, downloads, refusals, changes of accounts.
+    """Show who did what: logins, files, refusals, changes of accounts.
 
     It reads the current audit log and the rotated ones, the oldest first, also while the server runs; and what was
     changed about accounts while it was stopped.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -98,3 +100,54 @@ def test_a_damaged_database_stops_the_start_with_a_plain_text(daemon: Daemon) ->
     assert "accounts.db cannot be used" in done.stderr
     assert "Restore it from a backup" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def audited(daemon: Daemon) -> list[dict[str, str]]:
+    """What ``twinportd audit`` shows of changes of accounts."""
+    command = [*SERVER, "audit", "--root", str(daemon.root), "--event", "account", "--json"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_no_change_is_missing_in_the_audit_log_when_the_server_is_killed(daemon: Daemon) -> None:
+    manage(daemon, "add", "alice", "--password-stdin", given=f"{PASSWORD}\n")
+    expected = ["add", "passwd"]
+    for _ in range(3):
+        manage(daemon, "disable", "alice")
+        daemon.end(signal.SIGKILL)
+        manage(daemon, "enable", "alice")
+        expected += ["disable", "enable"]
+        assert [row["what"] for row in distinct(audited(daemon))] == expected, "while it is stopped too"
+        daemon.start()
+    manage(daemon, "remove", "alice", "--yes")
+    expected.append("remove")
+    await_true(lambda: [row["what"] for row in distinct(audited(daemon))] == expected)
+    assert {(row["user"], bool(row["author"])) for row in audited(daemon)} == {("alice", True)}
+
+
+def distinct(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Without those that were taken over a second time after a crash."""
+    return list({row["change"]: row for row in reversed(rows)}.values())[::-1]
+
+
+def test_a_backup_put_in_place_of_the_accounts_counts_at_once(daemon: Daemon) -> None:
+    accounts = daemon.root / ".twinport" / "accounts.db"
+    manage(daemon, "add", "alice", "--password-stdin", given=f"{PASSWORD}\n")
+    await_true(lambda: accounts.with_name("accounts.db-wal").stat().st_size == 0)
+    backup = shutil.copy2(accounts, daemon.root.parent / "backup.db")
+    manage(daemon, "passwd", "alice", "--password-stdin", given="another password\n")
+    manage(daemon, "add", "bob", "--no-password")
+    bob = {"token": manage(daemon, "token", "add", "bob").strip()}
+    with RawControl(("127.0.0.1", daemon.control_port)) as control:
+        await_true(lambda: control.refused(Verb.LOGIN, "token", options=bob) is None)
+        os.replace(backup, accounts)
+        await_true(lambda: control.refused(Verb.LIST) in (ErrorCode.DENIED, ErrorCode.LOGIN_REQUIRED))
+    with RawControl(("127.0.0.1", daemon.control_port)) as control:
+        assert control.refused(Verb.LOGIN, "token", options=bob) is ErrorCode.LOGIN_FAILED
+        assert control.ask(Verb.LOGIN, "password", options=PASSWORD_OPTIONS).kind is ReplyKind.OK
+        manage(daemon, "grant", "alice", "shared/**", "write")
+        await_true(lambda: control.refused(Verb.MKDIR, "shared") is None)
+    assert manage(daemon, "list").split()[0] == "alice"
+    assert "bob" not in manage(daemon, "list")
+    await_true(lambda: "replaced" in [row["what"] for row in audited(daemon)])
