@@ -10,6 +10,7 @@ import os
 import re
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -433,3 +434,38 @@ def test_strangers_do_not_hide_what_users_are_refused(directory: Path) -> None:
     rows = list(AuditReader(directory).rows())
     assert sum(row["event"] == "refusal" for row in rows) == 201
     assert [row["file"] for row in rows if row.get("user") == "mallory"] == ["payroll"]
+
+
+def test_what_is_synced_is_on_the_disk_or_said_not_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fsync, synced, fails = os.fsync, threading.Event(), threading.Event()
+    fails.set()
+
+    def sync(descriptor: int) -> None:
+        if fails.is_set():
+            raise OSError(errno.EIO, "no disk")
+        fsync(descriptor)
+        synced.set()
+
+    with closing(AuditLog(tmp_path)) as log:
+        assert log.sync(), "nothing to do"
+        monkeypatch.setattr(os, "fsync", sync)
+        assert log.take(AuditEntry(AuditEvent.START))
+        assert not log.sync(0.05)
+        assert not synced.is_set()
+        assert log.take(AuditEntry(AuditEvent.STOP))
+        fails.clear()
+        assert log.sync(30)
+        assert synced.is_set()
+    assert [row["event"] for row in AuditReader(tmp_path).rows()] == ["start", "stop"], "each once"
+
+
+def test_the_end_does_not_wait_for_a_disk_that_never_syncs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def sync(descriptor: int) -> None:
+        raise OSError(errno.EIO, "no disk")
+
+    monkeypatch.setattr(os, "fsync", sync)
+    log = AuditLog(tmp_path)
+    assert log.take(AuditEntry(AuditEvent.START))
+    assert not log.sync(0.05)
+    log.close()
+    assert not log.sync(0.05)
