@@ -162,7 +162,7 @@ class Proxy:
             except OSError:
                 return
             try:
-                server = socket.create_connection(("127.0.0.1", self._server_port), 5)
+                server = socket.create_connection(("127.0.0.1", self._server_port), 30)
             except OSError:
                 client.close()
                 continue

@@ -214,7 +214,7 @@ class CountingProxy:
             first = passage.client.recv(1, socket.MSG_PEEK)
             passage.begin(first == CHANNEL_MAGIC[:1])
             port = self.data_port if passage.is_channel else self.control_port
-            passage.server = socket.create_connection(("127.0.0.1", port), 5)
+            passage.server = socket.create_connection(("127.0.0.1", port), 30)
             passage.server.settimeout(None)
             passage.server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         except OSError:  # no server: the client finds its connection closed

@@ -9,6 +9,7 @@ import signal
 import socket
 import stat
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -264,6 +265,14 @@ def test_an_address_that_others_can_reach_is_refused_without_an_account(root: Pa
     assert not (root / OWN_DIRECTORY).exists()
 
 
+def has_ipv6() -> bool:
+    """Whether this machine has the loopback address of IPv6; containers often have none."""
+    with suppress(OSError), socket.create_server(("::1", 0), family=socket.AF_INET6):
+        return True
+    return False
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="no IPv6 here")
 def test_a_server_over_ipv6(root: Path) -> None:
     with running_daemon(root, "--host", "::1") as daemon:
         host = daemon.control_address[0]
