@@ -102,7 +102,7 @@ CASES: tuple[Case, ...] = (
         "start",
         "One file of 4 KiB by a new client process",
         ("limit", "twinport", "twinport-tls", "rsyncd", "rsync-ssh", "nginx", "nginx-tls", "vsftpd", "scp", "sftp"),
-        rounds=15,
+        rounds=10,
     ),
     Case(
         "crowd",
@@ -135,7 +135,7 @@ CASES: tuple[Case, ...] = (
     Case(
         "line-20000",
         "20,000 files of 4 KiB over a line",
-        ("limit", "twinport-tls", "rsyncd"),
+        ("twinport-tls", "rsyncd"),
         rounds=1,
         files=20_000,
         line=_NEAR,
@@ -147,24 +147,25 @@ CASES: tuple[Case, ...] = (
         rounds=2,
         file_bytes=64 * MIB,
         line=_NEAR,
+        slow=("scp",),
     ),
     Case(
         "loss-2000",
         "2,000 files of 4 KiB over a line that loses packets",
-        ("limit", "twinport-tls", "rsyncd", "rsync-ssh"),
+        ("limit", "twinport-tls", "rsyncd"),
         rounds=3,
         files=2000,
         line=_LOSSY,
-        slow=("limit", "rsyncd", "rsync-ssh"),
+        slow=("limit", "rsyncd"),
     ),
     Case(
         "loss-large",
         "One file of 64 MiB over a line that loses packets",
-        ("limit-bbr", "twinport-tls", "vsftpd-pget", "scp"),
-        rounds=3,
+        ("limit-bbr", "twinport-tls", "vsftpd-pget"),
+        rounds=2,
         file_bytes=64 * MIB,
         line=_LOSSY,
-        slow=("vsftpd-pget", "scp"),
+        slow=("vsftpd-pget",),
     ),
     Case(
         "far-large",
@@ -173,6 +174,7 @@ CASES: tuple[Case, ...] = (
         rounds=2,
         file_bytes=64 * MIB,
         line=_FAR,
+        slow=("limit-bbr",),
     ),
 )
 

@@ -90,29 +90,48 @@ def _start(stack: ExitStack, case: Case, name: str, where: Path, line: Line | No
 def _take_turn(peer: Peer, case: Case, wanted: Input, number: int, result: CaseResult, say: Say) -> bool:
     """Up and down once; whether the peer may take part in the next round."""
     back = peer.site.directory / "back"
-    environment = peer.site.client_environment()
     fine = True
-    try:
-        for direction in case.directions:
-            if case.clients > 1 and direction == "down":
-                back.mkdir()
-            job = _job_of(peer, case, direction, wanted, back)
-            figures = run_job(job, peer.group, environment, case.most_seconds)
-            _check(peer, case, direction, wanted, back)
+    for direction in case.directions:
+        try:
+            figures = _measure(peer, case, direction, wanted, back)
+        except TooSlowError:
+            result.note(peer.name, f"{direction} took longer than {case.most_seconds:g} s")
+            fine = False
+            if direction == "up":
+                _put_by_hand(peer, case, wanted)  # so that the way down can be measured
+        except (ClientError, WrongResultError, OSError) as error:
+            result.note(peer.name, f"{direction} failed: {error}")
+            if isinstance(peer, OURS):
+                result.failures.append(f"{case.name}: {peer.name}: {direction}: {error}")
+            fine = False
+            break
+        else:
             result.runs.setdefault((peer.name, direction), {})[number] = figures
             say(f"{case.name} {number + 1}/{case.rounds} {peer.name} {direction}: {figures.wall_seconds:.3f} s")
-    except TooSlowError:
-        result.note(peer.name, f"{direction} took longer than {case.most_seconds:g} s")
-        fine = False
-    except (ClientError, WrongResultError, OSError) as error:
-        result.note(peer.name, f"{direction} failed: {error}")
-        if isinstance(peer, OURS):
-            result.failures.append(f"{case.name}: {peer.name}: {direction}: {error}")
-        fine = False
-    shutil.rmtree(back, ignore_errors=True)
-    back.unlink(missing_ok=True)
-    _empty(peer.stored)
+    _discard(back)
+    for path in peer.stored.iterdir():
+        _discard(path)
     return fine
+
+
+def _measure(peer: Peer, case: Case, direction: str, wanted: Input, back: Path) -> Figures:
+    """One run, checked. Raises ``ClientError``, ``WrongResultError``."""
+    if case.clients > 1 and direction == "down":
+        back.mkdir()
+    job = _job_of(peer, case, direction, wanted, back)
+    figures = run_job(job, peer.group, peer.site.client_environment(), case.most_seconds)
+    _check(peer, case, direction, wanted, back)
+    return figures
+
+
+def _put_by_hand(peer: Peer, case: Case, wanted: Input) -> None:
+    for source in wanted.sources if case.clients > 1 else [wanted.path]:
+        target = peer.stored_path(source.name)
+        _discard(target)
+        if source.is_dir():
+            shutil.copytree(source, target)
+        else:
+            shutil.copyfile(source, target)
 
 
 def _job_of(peer: Peer, case: Case, direction: str, wanted: Input, back: Path) -> Job:
@@ -134,9 +153,8 @@ def _check(peer: Peer, case: Case, direction: str, wanted: Input, back: Path) ->
         check_file(wanted.path.name, wanted.digests[wanted.path.name], path)
 
 
-def _empty(directory: Path) -> None:
-    for path in directory.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+def _discard(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

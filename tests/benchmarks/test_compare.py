@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -90,9 +89,11 @@ def test_a_line_is_as_long_and_as_slow_as_asked_and_leaves_nothing_behind() -> N
     before = subprocess.run(["ip", "netns", "list"], check=True, capture_output=True).stdout
     server = "import socket, time\nl = socket.create_server(('10.90.0.1', 4000))\nprint(flush=True)\n"
     server += "s, _ = l.accept()\nn = 0\nb = time.monotonic()\n"
-    server += "while d := s.recv(65536): n += len(d)\nprint(n / (time.monotonic() - b))"
-    client = "import socket; s = socket.create_connection(('10.90.0.1', 4000)); s.sendall(bytes(1500000))\n"
-    client += f"print(s.getsockopt(socket.IPPROTO_TCP, {socket.TCP_CONGESTION}, 16).rstrip(bytes(1)).decode())"
+    congestion = "print(s.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(bytes(1)).decode())\n"
+    server += "while d := s.recv(65536): n += len(d)\nprint(n / (time.monotonic() - b))\n" + congestion
+    client = (
+        "import socket; s = socket.create_connection(('10.90.0.1', 4000)); s.sendall(bytes(1500000))\n" + congestion
+    )
     with open_line(LineKind(20, 8, congestion="reno")) as line:
         assert 19.6 <= line.measured_rtt_ms <= 25
         command = [*line.server_prefix, sys.executable, "-I", "-S", "-c", server]
@@ -102,6 +103,6 @@ def test_a_line_is_as_long_and_as_slow_as_asked_and_leaves_nothing_behind() -> N
             sender = [*line.client_prefix, sys.executable, "-I", "-S", "-c", client]
             sent = subprocess.run(sender, check=True, capture_output=True, text=True).stdout
             bytes_per_second = float(receiver.stdout.readline())
-    assert sent == "reno\n"
+            assert (sent, receiver.stdout.readline()) == ("reno\n", "reno\n")
     assert 300_000 < bytes_per_second < 1_010_000  # 8 Mbit/s, less what headers and slow start take
     assert subprocess.run(["ip", "netns", "list"], check=True, capture_output=True).stdout == before

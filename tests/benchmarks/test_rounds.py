@@ -66,6 +66,13 @@ class Losing(Copier):
         return self.job("sh", "-c", 'cp -r "$0" "$1" && rm "$1"/tree/000002', source, self.stored)
 
 
+class SlowUp(Copier):
+    name = "slow-up"
+
+    def upload(self, source: Path) -> Job:
+        return self.job("sleep", "60")
+
+
 class Slow(Copier):
     name = "slow"
 
@@ -115,6 +122,14 @@ def test_who_takes_too_long_is_cut_off(monkeypatch: pytest.MonkeyPatch, tmp_path
     result = run(monkeypatch, tmp_path, case, Slow, Copier)
     assert result.notes == ["slow: down took longer than 2 s"]
     assert set(result.runs["copier", "down"]) == {0, 1}
+
+
+def test_who_is_too_slow_up_is_measured_down(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for files in (1, 3):
+        case = Case("x", "X", ("slow-up",), rounds=2, files=files, most_seconds=2.0)
+        result = run(monkeypatch, tmp_path, case, SlowUp)
+        assert result.notes == ["slow-up: up took longer than 2 s"]
+        assert {key: set(runs) for key, runs in result.runs.items()} == {("slow-up", "down"): {0}}
 
 
 def test_who_is_slow_runs_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
