@@ -29,7 +29,7 @@ from benchmarks.install import InstallError, install_peers
 from benchmarks.machine import describe_machine
 from benchmarks.peers import PEERS, PeerError
 from benchmarks.records import Record, encode_records, read_records
-from benchmarks.report import tabulate, write_page
+from benchmarks.report import has_markers, tabulate, write_page
 from benchmarks.rounds import CaseResult, run_case
 
 _BUSY_LOAD = 0.5
@@ -46,6 +46,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--list", action="store_true", help="show the cases and who takes part")
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep the raw rounds; other cases in it stay")
     parser.add_argument("--page", type=Path, metavar="FILE", help="write tables and charts into this page")
+    parser.add_argument("--redraw", action="store_true", help="run nothing; write the page from what --json holds")
     parser.add_argument("--tmpfs", type=Path, default=Path("/dev/shm"), metavar="DIR")
     parser.add_argument("--disk", type=Path, default=Path(tempfile.gettempdir()), metavar="DIR")
     return parser
@@ -92,17 +93,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for case in cases:
             print(f"{case.name:12} {case.title}: {', '.join(case.contenders)}")
         return 0
-    if options.install:
-        try:
-            print(f"installed: {', '.join(install_peers()) or 'nothing, all is there'}", flush=True)
-        except InstallError as error:
-            print(f"not installed: {error}", flush=True)
     try:
         records = read_records(options.json) if options.json is not None else {}
     except (ValueError, KeyError, TypeError) as error:
         print(f"{options.json} cannot be used: {error}; remove it, or name another file", file=sys.stderr)
         return 2
-    if not options.short and os.getloadavg()[0] > _BUSY_LOAD:
+    if options.page is not None and not has_markers(options.page):
+        print(f"{options.page} has no place for figures; it needs the markers of docs/performance.md", file=sys.stderr)
+        return 2
+    if options.redraw:
+        cases = []
+    if options.install:
+        try:
+            print(f"installed: {', '.join(install_peers()) or 'nothing, all is there'}", flush=True)
+        except InstallError as error:
+            print(f"not installed: {error}", flush=True)
+    if cases and not options.short and os.getloadavg()[0] > _BUSY_LOAD:
         print(f"the load average is {os.getloadavg()[0]:.2f}: times of a busy machine are worth little", flush=True)
     versions = find_versions(cases)
     places = {Place.TMPFS: options.tmpfs, Place.DISK: options.disk}
@@ -115,6 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         records[case.name] = make_record(result, options, load, versions)
         print(f"\n{case.title}\n\n" + "\n".join(tabulate(records[case.name])), flush=True)
         if options.json is not None:  # after each case: an interrupted run has lost nothing
+            options.json.parent.mkdir(parents=True, exist_ok=True)
             options.json.write_text(encode_records(records))
     if options.page is not None:
         write_page(options.page, records)

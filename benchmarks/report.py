@@ -9,7 +9,7 @@ from benchmarks.cases import CASES, GIB, MIB, Case
 from benchmarks.chart import Bar, Group, draw_chart
 from benchmarks.machine import rows_of
 from benchmarks.records import Record
-from benchmarks.summary import LINE, Row, Spread, references_of, summarize
+from benchmarks.summary import Row, Spread, references_of, summarize
 
 BEGIN = "<!-- measured: what follows is written by python -m benchmarks.compare -->"
 END = "<!-- measured: end -->"
@@ -148,6 +148,15 @@ def put_section(page: str, section: str) -> str:
     return f"{before}{BEGIN}\n\n{section}\n{END}{after}"
 
 
+def has_markers(page: Path) -> bool:
+    """Whether a page is there and has a part for what is measured."""
+    try:
+        put_section(page.read_text(), "")
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 def write_page(page: Path, records: Mapping[str, Record]) -> list[Path]:
     """Write the tables into the page and the charts beside it; the charts. Raises ``ValueError``."""
     text = put_section(page.read_text(), write_section(records, page.stem))
@@ -164,6 +173,3 @@ def write_page(page: Path, records: Mapping[str, Record]) -> list[Path]:
 
 def _drawable(records: Iterable[Record]) -> list[Record]:
     return [record for record in records if any(record.runs.values())]
-
-
-__all__ = ["BEGIN", "END", "LINE", "SMOKE", "draw_case", "put_section", "tabulate", "write_page", "write_section"]

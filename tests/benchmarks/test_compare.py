@@ -78,6 +78,22 @@ def test_a_file_that_is_no_record_is_said_to_be_none(tmp_path: Path, capsys: pyt
     assert kept.read_text() == "nothing of ours"
 
 
+def test_a_page_can_be_drawn_again_from_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kept, page = tmp_path / "new" / "rounds.json", tmp_path / "page.md"
+    page.write_text("no markers")
+    words = ["--json", str(kept), "--page", str(page)]
+    assert main(["--short", "--cases", "start", "--peers", "limit", *words]) == 2
+    assert "markers" in capsys.readouterr().err
+    assert not kept.exists()
+    page.write_bytes((PROJECT / "docs" / "performance.md").read_bytes())
+    assert main(["--short", "--cases", "start", "--peers", "limit", *words]) == 0
+    written = page.read_text()
+    page.write_bytes((PROJECT / "docs" / "performance.md").read_bytes())
+    assert main(["--redraw", *words]) == 0
+    assert page.read_text() == written
+    assert "page/start.svg" in written
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may make a line; CI runs as root and tests that")
 def test_without_root_a_line_says_what_it_needs() -> None:
     with pytest.raises(LineUnavailableError, match="root"), open_line(LineKind(10, 100)):
