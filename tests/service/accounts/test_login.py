@@ -31,7 +31,7 @@ RIGHT = {"user": "alice", "password": PASSWORD}
 WRONG = {"user": "alice", "password": "wrong password"}
 
 
-def await_true(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+def await_true(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it never came true"
