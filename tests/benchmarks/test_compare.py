@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -92,6 +93,31 @@ def test_a_page_can_be_drawn_again_from_the_file(tmp_path: Path, capsys: pytest.
     assert main(["--redraw", *words]) == 0
     assert page.read_text() == written
     assert "page/start.svg" in written
+
+
+def test_a_run_that_is_ended_ends_its_servers_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.compare",
+        "--short",
+        "--cases",
+        "large",
+        "--peers",
+        "limit",
+        "twinport",
+    ]
+    places = ["--tmpfs", str(tmp_path), "--disk", str(tmp_path)]
+    with subprocess.Popen([*command, *places], cwd=PROJECT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as run:
+        assert run.stderr is not None
+        assert b"large 1/1 limit up" in run.stderr.readline()
+        run.send_signal(signal.SIGTERM)
+        run.send_signal(signal.SIGTERM)
+        run.stderr.read()
+    assert run.returncode == 128 + signal.SIGTERM
+    assert list(tmp_path.iterdir()) == []
+    running = subprocess.run(["ps", "-eo", "args"], check=True, capture_output=True, text=True).stdout
+    assert f"{tmp_path}/" not in running
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may make a line; CI runs as root and tests that")
