@@ -1,5 +1,6 @@
 """Decides what a download fetches next. Pure: see :mod:`twinport.engine`.
 
+    listed     BUNDLE ─OK▶ (a ticket for all) GET_MANY ▶ each verified in memory, as small; what is refused, as small:
     small      DOWNLOAD ─OK▶ ready ─GET▶ verified in memory ▶ written ▶ flushed, renamed
     larger     DOWNLOAD ─OK▶ look: MANIFEST, open the partial ▶ check what is claimed, fetch what is missing ▶ flushed,
     renamed
@@ -12,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from twinport_protocol.bundles import FetchedFile
 from twinport_protocol.errors import ErrorCode, ProtocolError, Refusal
 from twinport_protocol.messages import Reply, ReplyKind
 from twinport_protocol.numbers import parse_signed, parse_size
@@ -37,6 +39,9 @@ class DownloadEngine(DownloadTroubles):
         for request, reply in pairs:
             if reply.kind.ends_command:
                 self._outstanding -= 1
+            if request.step == "bundle":
+                self.bundles.take_reply(reply)
+                continue
             job: DownloadJob = request.job
             if job.is_over or request.epoch != job.epoch or not reply.kind.ends_command:
                 continue
@@ -58,20 +63,9 @@ class DownloadEngine(DownloadTroubles):
         if len(root) != DIGEST_BYTES:
             raise ValueError("a root of another length")
         job.ticket = decode_ticket(options["ticket"])
-        is_same = root == job.root and size == job.size
         job.mtime_ns = parse_signed(options.get("mtime", "0").encode())
         job.executable = options.get("exec") == "1"
-        if not is_same:
-            if job.root:
-                self._note(f"{job.name} changed on the server while it was fetched; starting anew")
-                self._forget_progress(job)
-            self.known_bytes += size - job.size
-            if job.partial is not None:
-                # A channel that does not know it yet may still write: into a file without a name.
-                job.partial.discard()
-            self._close_partial(job)
-            job.root, job.size = root, size
-            job.begin()
+        self._turn_to(job, root, size)
         if size <= self._small_bytes:
             self._ready.append(job)
             self._ready_bytes += size
@@ -80,6 +74,21 @@ class DownloadEngine(DownloadTroubles):
         else:
             self._unopened.append(job)
             self._open_next()
+
+    def _turn_to(self, job: DownloadJob, root: bytes, size: int) -> None:
+        """That is what is to be fetched: begin anew if it was something else until now."""
+        if root == job.root and size == job.size:
+            return
+        if job.root and not job.is_listed:
+            self._note(f"{job.name} changed on the server while it was fetched; starting anew")
+            self._forget_progress(job)
+        self.known_bytes += size - job.size
+        if job.partial is not None:
+            # A channel that does not know it yet may still write: into a file without a name.
+            job.partial.discard()
+        self._close_partial(job)
+        job.root, job.size, job.is_listed = root, size, False
+        job.begin()
 
     def _order_missing(self, job: DownloadJob) -> None:
         """Every segment that is not done, from where the last order for it stood."""
@@ -129,6 +138,16 @@ class DownloadEngine(DownloadTroubles):
             return None
         partial, job.partial = job.partial, None  # the flusher's from here on
         return partial
+
+    def bundled(self, order: Order, file: FetchedFile) -> bool:
+        """A file came in a bundle, perhaps another version than was listed. False when nobody wants it any more."""
+        if order.is_stale:
+            return False
+        job: DownloadJob = order.job
+        job.mtime_ns, job.executable = file.mtime_ns, file.executable
+        self._turn_to(job, file.digest, len(file.data))
+        order.epoch = job.epoch
+        return True
 
     def verified(self, order: Order) -> bool:
         """The bytes of a small file are right; whether somebody still wants them published."""

@@ -22,6 +22,7 @@ class DownloadJob:
         "done",
         "epoch",
         "executable",
+        "is_listed",
         "is_over",
         "layout",
         "manifest",
@@ -53,6 +54,8 @@ class DownloadJob:
         self.size = 0
         self.mtime_ns = 0
         self.executable = False
+        self.is_listed = False
+        """Whether a listing told size, root and marks: then it may be fetched in a bundle."""
         self.begin()
 
     def begin(self) -> None:

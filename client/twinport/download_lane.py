@@ -11,11 +11,14 @@ from collections import deque
 from collections.abc import Callable
 
 from blake3 import blake3
+from twinport_protocol.bundle_credit import BundleAnswer
+from twinport_protocol.bundles import encode_names
 from twinport_protocol.control import Limits
 from twinport_protocol.errors import ErrorCode, ProtocolError, RemoteProtocolError
 from twinport_protocol.frames import DETACH_AFTER, LAST, Chunk, FrameType, Message
 from twinport_protocol.segments import EMPTY_DIGEST, Manifest, digest_of
 
+from .bundles import BundlePass
 from .copies import hash_prefix, hash_segment, is_target
 from .download_engine import DownloadEngine
 from .download_job import DownloadJob
@@ -66,6 +69,8 @@ class DownloadLane(Lane):
         self._flusher = flusher
         self._gets: deque[_Fetch] = deque()
         self._looks: dict[int, deque[Order]] = {}
+        self._bundles: dict[tuple[int, int], tuple[BundlePass, deque[Order]]] = {}
+        self._serial = 0
         self._current: _Fetch | None = None
         self._buffer = memoryview(bytearray(_CHECK_BYTES))
 
@@ -86,6 +91,9 @@ class DownloadLane(Lane):
             orders = self._take(ahead)
             if not orders:
                 break
+            if orders[0].kind is OrderKind.BUNDLED:
+                sent_bytes += self._get_bundle(orders, out)
+                continue
             for order in orders:
                 self._begin(order, out)
             sent_bytes += sum(order.job.size for order in orders if order.kind is OrderKind.WHOLE)
@@ -99,7 +107,38 @@ class DownloadLane(Lane):
         if files < 1 or credit < min(BATCH_BYTES, ahead):
             return []
         with self._lock:
-            return self._engine.take(files, min(BATCH_BYTES, credit))
+            bundle = self._engine.take_bundle(credit)
+            return bundle or self._engine.take(files, min(BATCH_BYTES, credit))
+
+    def _get_bundle(self, orders: list[Order], out: list[Buffer]) -> int:
+        """Ask for small files with one frame; how many bytes they have."""
+        used = self._engine.bundles.current
+        if used is None:  # gone since they were taken
+            with self._lock:
+                self._engine.return_orders(orders)
+            return 0
+        wanted = [order for order in orders if not self._is_here(order)]
+        if not wanted:
+            return 0
+        size: int = sum(order.job.size for order in wanted)
+        number = self._attach(used, used.ticket, out)
+        self._unanswered[number] += 1
+        self._serial += 1
+        names = encode_names(order.job.name.encode() for order in wanted)
+        out.append(self.protocol.get_many(number, self._serial, len(wanted), names, size))
+        self._bundles[number, self._serial] = used, deque(wanted)
+        return size
+
+    def _is_here(self, order: Order) -> bool:
+        """Whether the target is the file already, or cannot be looked at: then there is nothing to fetch."""
+        try:
+            if not is_target(self._tree, order.job, self._buffer):
+                return False
+            with self._lock:
+                self._engine.kept(order)
+        except (OSError, TwinportError) as error:
+            self._target_trouble(order, error)
+        return True
 
     def _begin(self, order: Order, out: list[Buffer]) -> None:
         job: DownloadJob = order.job
@@ -199,6 +238,23 @@ class DownloadLane(Lane):
                 self._engine.lied(order, "the manifest does not add up to the root")
             return
         self._open(order, manifest)
+
+    def _on_bundle(self, answer: BundleAnswer) -> None:
+        key = answer.header.attachment, answer.header.segment
+        used, waiting = self._bundles[key]
+        for file in answer.files:
+            order = waiting.popleft()
+            if file.status:
+                with self._lock:
+                    self._engine.not_bundled(used, order, ErrorCode.from_number(file.status))
+                continue
+            with self._lock:
+                if not self._engine.bundled(order, file):
+                    continue
+            self._end_whole(_Fetch(order), file.data)
+        if answer.ends:
+            del self._bundles[key]
+            self._answered(answer.header.attachment)
 
     def _open(self, order: Order, manifest: Manifest) -> None:
         job: DownloadJob = order.job
@@ -335,6 +391,9 @@ class DownloadLane(Lane):
             orders[id(self._current.order)] = self._current.order
         for looks in self._looks.values():
             orders.update({id(order): order for order in looks})
+        for _, waiting in self._bundles.values():
+            orders.update({id(order): order for order in waiting})
+        self._bundles.clear()
         self._gets.clear()
         self._looks.clear()
         self._current = None

@@ -6,17 +6,19 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from twinport_protocol.bundles import MAX_NAMES_BYTES, RECORD_BYTES
 from twinport_protocol.control import Limits
 from twinport_protocol.errors import ErrorCode
 from twinport_protocol.messages import Reply, ReplyKind, Verb
 
+from .bundles import BUNDLE_BYTES, BUNDLE_FILES, BundlePass, Bundles
 from .download_job import DownloadJob
 from .engine import PASSING, Order, OrderKind, Policy, Request
 from .engine_base import EngineBase
 from .errors import IntegrityError, TwinportError, UsageError, refusal
 
 if TYPE_CHECKING:
-    pass
+    from .entries import RemoteEntry
 
 MAX_DAMAGES = 3
 OPEN_PARTIALS = 64
@@ -29,6 +31,9 @@ class DownloadTroubles(EngineBase):
         super().__init__(policy, clock)
         self._small_bytes = min(policy.small_bytes, limits.credit)
         self._fresh: deque[DownloadJob] = deque()
+        self._fresh_small: deque[DownloadJob] = deque()
+        """Those whose size and root a listing told: they may go in bundles."""
+        self.bundles = Bundles(limits, Verb.DOWNLOAD)
         self._open: set[DownloadJob] = set()
         self._open_limit = min(policy.open_files, 2 * limits.window_commands)
         self._open_partials = 0
@@ -38,19 +43,26 @@ class DownloadTroubles(EngineBase):
     @property
     def is_over(self) -> bool:
         """Nothing is left to do."""
-        return self.input_closed and not self._open and not self._fresh and not self._outstanding
+        return (
+            self.input_closed and not self._open and not self._fresh and not self._fresh_small and not self._outstanding
+        )
 
     @property
     def has_room(self) -> bool:
         """Whether more may be added."""
-        return len(self._fresh) < self.policy.backlog
+        return len(self._fresh) + len(self._fresh_small) < self.policy.backlog
 
-    def add(self, name: str, target: str, size_hint: int = 0) -> None:
-        """One more file to fetch."""
-        self.known_bytes += size_hint
+    def add(self, name: str, target: str, entry: RemoteEntry | None = None) -> None:
+        """One more file to fetch; ``entry`` is what a listing told of it."""
         job = DownloadJob(name, target)
-        job.size = size_hint
-        self._fresh.append(job)
+        if entry is not None:
+            self.known_bytes += entry.size
+            job.size = entry.size
+            if entry.root is not None and self._fits_bundle(job):
+                job.root, job.mtime_ns, job.executable = entry.root, entry.mtime_ns, entry.executable
+                job.is_listed = True
+                job.begin()
+        (self._fresh_small if job.is_listed else self._fresh).append(job)
 
     def next_requests(self, room: int) -> list[Request]:
         """At most ``room`` commands to send now."""
@@ -60,14 +72,72 @@ class DownloadTroubles(EngineBase):
                 request = self._again.popleft()
                 if request.epoch == request.job.epoch and not request.job.is_over:
                     requests.append(request)
-            elif self._fresh and not self._paused and len(self._open) < self._open_limit:
-                job = self._fresh.popleft()
-                self._open.add(job)
-                requests.append(self._ask(job))
+            elif self._fresh and self._may_open:
+                requests.append(self._ask(self._opened(self._fresh)))
+            elif self._fresh_small and self.bundles.are_on:
+                asked = self.bundles.next_request()
+                if asked is None:
+                    break
+                requests.append(asked)
+            elif self._fresh_small and self._may_open:
+                requests.append(self._ask(self._opened(self._fresh_small)))
             else:
                 break
         self._outstanding += len(requests)
         return requests
+
+    @property
+    def _may_open(self) -> bool:
+        return not self._paused and len(self._open) < self._open_limit
+
+    def _opened(self, queue: deque[DownloadJob]) -> DownloadJob:
+        job = queue.popleft()
+        self._open.add(job)
+        return job
+
+    # bundles ----------------------------------------------------------------------------------------------------------
+
+    def _fits_bundle(self, job: DownloadJob) -> bool:
+        return job.size <= min(self._small_bytes, BUNDLE_BYTES)
+
+    def take_bundle(self, most_bytes: int) -> list[Order]:
+        """Small files that are asked for with one frame, of at most ``most_bytes`` in all; none every other time where
+        there is something else to do as well."""
+        orders: list[Order] = []
+        if self.bundles.current is None or (self._takes_turn() and (self._ready or self._orders)):
+            return orders
+        left, names = min(most_bytes, BUNDLE_BYTES), MAX_NAMES_BYTES
+        while self._fresh_small and len(orders) < BUNDLE_FILES and self._may_open:
+            job = self._fresh_small[0]
+            left -= job.size
+            names -= len(job.name.encode()) + RECORD_BYTES
+            if left < 0 or names < 0:
+                break
+            orders.append(Order(OrderKind.BUNDLED, self._opened(self._fresh_small), job.epoch))
+        return orders
+
+    @property
+    def order_count(self) -> int:
+        """Orders ready for a channel; bundles count as soon as their ticket is asked for."""
+        return super().order_count + self._bundle_count
+
+    @property
+    def order_bytes(self) -> int:
+        """An estimate of the bytes behind them."""
+        return super().order_bytes + self._bundle_count * BUNDLE_BYTES
+
+    @property
+    def _bundle_count(self) -> int:
+        if not self.bundles.are_on or not self._may_open:
+            return 0
+        return -(-len(self._fresh_small) // BUNDLE_FILES)
+
+    def not_bundled(self, used: BundlePass, order: Order, code: ErrorCode) -> None:
+        """The server does not send a file in a bundle: ask for it by itself, and learn why."""
+        if order.is_stale:
+            return
+        self.bundles.refused(used, code)
+        self._ask_again_later(order.job, 0.0)
 
     @staticmethod
     def _ask(job: DownloadJob) -> Request:
@@ -97,6 +167,8 @@ class DownloadTroubles(EngineBase):
         if job.damages > MAX_DAMAGES:
             text = "the bytes do not match their digest; nothing of it was accepted; check the server's disk"
             self._fail(job, IntegrityError(f"cannot fetch {job.name}: {text}"))
+        elif order.kind is OrderKind.BUNDLED:
+            self._ask_again_later(job, 0.0)
         elif order.kind is OrderKind.WHOLE:
             self._ready.append(job)
             self._ready_bytes += job.size
@@ -189,6 +261,10 @@ class DownloadTroubles(EngineBase):
                 self._uncount(order)
                 self._ready.appendleft(job)
                 self._ready_bytes += job.size
+            elif order.kind is OrderKind.BUNDLED:
+                self._uncount(order)
+                self._open.discard(job)
+                self._fresh_small.appendleft(job)
             else:
                 again = order.renewed()
                 if order.kind is not OrderKind.LOOK:
@@ -203,6 +279,7 @@ class DownloadTroubles(EngineBase):
         self._ready_bytes = 0
         self._unopened.clear()
         self._outstanding = 0
+        self.bundles.session_lost()
         self._later.clear()
         self._paused = False
         for job in self._open:
@@ -216,9 +293,10 @@ class DownloadTroubles(EngineBase):
 
     def fail_all(self, error: TwinportError) -> None:
         """Give up everything that is not done."""
-        for job in [*self._open, *self._fresh]:
+        for job in [*self._open, *self._fresh, *self._fresh_small]:
             self._fail(job, error)
         self._fresh.clear()
+        self._fresh_small.clear()
         self._again.clear()
         self._outstanding = 0
 

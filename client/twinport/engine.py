@@ -88,6 +88,8 @@ class OrderKind(enum.Enum):
 
     WHOLE = "whole"
     """Send or fetch a small file in one frame."""
+    BUNDLED = "bundled"
+    """Send or fetch a small file together with others."""
     SEGMENT = "segment"
     """Send or fetch one segment, from ``offset`` on."""
     LOOK = "look"

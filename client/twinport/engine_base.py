@@ -91,8 +91,7 @@ class EngineBase(ABC):
 
         Small files and segments take turns, so that neither waits for the end of the other.
         """
-        self._turn = not self._turn
-        if self._ready and (self._turn or not self._orders):
+        if self._ready and (self._takes_turn() or not self._orders):
             small = self._take_small(max_files, max_bytes)
             if small:
                 return small
@@ -102,6 +101,11 @@ class EngineBase(ABC):
                 self._on_taken(order)
                 return [order]
         return self._take_small(max_files, max_bytes)
+
+    def _takes_turn(self) -> bool:
+        """True every other time."""
+        self._turn = not self._turn
+        return self._turn
 
     def _take_small(self, max_files: int, max_bytes: int) -> list[Order]:
         orders: list[Order] = []

@@ -133,11 +133,11 @@ def _is_same(source: SourceFile, entry: RemoteEntry) -> bool:
 
 @dataclass(frozen=True)
 class Wanted:
-    """A remote file and where it goes below the target tree."""
+    """A remote file and where it goes below the target tree; ``entry`` is what a listing told of it."""
 
     name: str
     target: str
-    size_hint: int = 0
+    entry: RemoteEntry | None = None
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ class DownloadFeed:
             try:
                 name = safe_name(entry.name)
                 if name == prefix and not entry.is_directory:
-                    yield self._once(Wanted(name, self._exact_name or base, entry.size))
+                    yield self._once(Wanted(name, self._exact_name or base, entry))
                     continue
                 if prefix and name != prefix and not name.startswith(prefix + "/"):
                     text = "the server lists a name outside of what was asked for; nothing was written for it"
@@ -211,7 +211,7 @@ class DownloadFeed:
                 if entry.is_directory:
                     yield WantedDirectory(target)
                 else:
-                    yield self._once(Wanted(name, target, entry.size))
+                    yield self._once(Wanted(name, target, entry))
             except TwinportError as error:
                 yield Failure(entry.name, error)
 
@@ -226,7 +226,7 @@ class DownloadFeed:
     def add(self, engine: DownloadEngine, tree: TargetTree, item: Fetchable) -> None:
         """Hand one item to the engine."""
         if isinstance(item, Wanted):
-            engine.add(item.name, item.target, item.size_hint)
+            engine.add(item.name, item.target, item.entry)
         elif isinstance(item, WantedDirectory):
             try:
                 if item.target:

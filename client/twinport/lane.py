@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
+from twinport_protocol.bundle_credit import BundleAnswer
 from twinport_protocol.channel import ChannelClient
 from twinport_protocol.control import Limits
 from twinport_protocol.errors import ErrorCode, RemoteProtocolError
@@ -56,6 +57,9 @@ class Lane(ABC):
         for event in self.protocol.feed(data):
             if isinstance(event, Chunk):
                 changed |= self._on_chunk(event)
+            elif isinstance(event, BundleAnswer):
+                self._on_bundle(event)
+                changed = True
             elif event.header.type == FrameType.GOODBYE:
                 raise ChannelClosingError("the server is stopping")
             elif event.header.type == FrameType.FAIL:
@@ -76,6 +80,9 @@ class Lane(ABC):
     @abstractmethod
     def _on_message(self, message: Message) -> None:
         """A message other than FAIL and GOODBYE."""
+
+    def _on_bundle(self, answer: BundleAnswer) -> None:
+        raise RemoteProtocolError(ErrorCode.BAD_STATE, "an answer to no bundle")
 
     def _on_fail(self, header: Header) -> None:
         if header.attachment == WHOLE_CHANNEL:

@@ -1,5 +1,6 @@
 """Decides what an upload sends next. Pure: see :mod:`twinport.engine`.
 
+    small          BUNDLE ─OK▶ (a ticket for all) PUT_MANY ▶ COMMITTED each; what is refused, as one segment:
     one segment    UPLOAD ─OK▶ ready ─PUT…LAST|COMMIT▶ COMMITTED
     several        STAT (there already? compare ▶ kept) ▶ UPLOAD ─OK▶ (resumable? UPLOAD resume= ▶ HAVE ▶ check)
                    ▶ segments ▶ COMMIT ─DONE▶
@@ -16,11 +17,12 @@ from collections import deque
 from collections.abc import Sequence
 
 from twinport_protocol.errors import ErrorCode, ProtocolError, Refusal
-from twinport_protocol.frames import Held
+from twinport_protocol.frames import AckStatus, Held
 from twinport_protocol.messages import Reply, ReplyKind
 from twinport_protocol.numbers import parse_size
 from twinport_protocol.tickets import decode_ticket
 
+from .bundles import BundlePass
 from .engine import Order, OrderKind, Request
 from .errors import ServerProtocolError
 from .upload_job import UploadJob
@@ -43,6 +45,8 @@ class UploadEngine(UploadTroubles):
                     self._directory_made(request, reply)
                 elif request.step == "abort":
                     self._aborting.pop(request.words[0], None)
+                elif request.step == "bundle":
+                    self.bundles.take_reply(reply)
             elif request.epoch == job.epoch and not job.is_over:
                 try:
                     self._on_reply(request.step, job, reply)
@@ -136,6 +140,19 @@ class UploadEngine(UploadTroubles):
         """All of a one-segment file was read: its root is known, though not yet stored."""
         if not order.is_stale:
             order.job.digests[0] = digest
+
+    def bundle_answered(self, used: BundlePass, outcomes: Sequence[tuple[Order, int, int]]) -> None:
+        """The files of a bundle under that pass, their lengths in bytes, and what the server says of each. What is not
+        durable is asked for again by itself: under the same id, so that nothing is published twice."""
+        for order, length, status in outcomes:
+            if order.is_stale:
+                continue
+            if status == AckStatus.COMMITTED:
+                self.received(order, length)
+                self._done(order.job)
+            else:
+                self.bundles.refused(used, ErrorCode.from_number(status))
+                self._ask_again(order.job)
 
     def committed(self, order: Order) -> None:
         """The file of a WHOLE order, or of the only segment, is durable."""

@@ -13,16 +13,19 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from blake3 import blake3
+from twinport_protocol.bundle_credit import BundleAnswer
+from twinport_protocol.bundles import uploaded_head
 from twinport_protocol.control import Limits
 from twinport_protocol.errors import ErrorCode, RemoteProtocolError
 from twinport_protocol.frames import COMMIT, LAST, AckStatus, FrameType, Message, decode_held
 from twinport_protocol.segments import digest_of
 
+from .bundles import BundlePass
 from .engine import Order, OrderKind
 from .errors import local_failure
 from .lane import BATCH_BYTES, BATCH_FILES, Buffer, Lane, is_live
 from .rate import RateMeter
-from .sources import SourceChangedError, digest_range, hash_file, read_into
+from .sources import SourceChangedError, SourceFile, digest_range, hash_file, read_into
 from .upload_engine import UploadEngine
 from .upload_job import UploadJob
 
@@ -54,6 +57,8 @@ class UploadLane(Lane):
         self._rate = RateMeter(clock)
         self._sent: dict[tuple[int, int], deque[_Sent]] = {}
         self._looks: dict[int, deque[Order]] = {}
+        self._bundles: dict[tuple[int, int], tuple[BundlePass, list[_Sent]]] = {}
+        self._serial = 0
         self._current: Order | None = None
         self._descriptor = -1
         self._hasher = blake3()
@@ -76,7 +81,9 @@ class UploadLane(Lane):
             orders = self._take()
             if not orders:
                 break
-            if orders[0].kind is OrderKind.WHOLE:
+            if orders[0].kind is OrderKind.BUNDLED:
+                self._send_bundle(orders, out)
+            elif orders[0].kind is OrderKind.WHOLE:
                 for order in orders:
                     self._send_whole(order, out)
             else:
@@ -91,7 +98,58 @@ class UploadLane(Lane):
         if files < 1 or credit < min(BATCH_BYTES, self._limits.credit):
             return []
         with self._lock:
-            return self._engine.take(files, min(BATCH_BYTES, credit))
+            bundle = self._engine.take_bundle(min(credit, self._limits.bundle))
+            return bundle or self._engine.take(files, min(BATCH_BYTES, credit))
+
+    def _send_bundle(self, orders: list[Order], out: list[Buffer]) -> None:
+        used = self._engine.bundles.current
+        if used is None:  # gone since they were taken
+            with self._lock:
+                self._engine.return_orders(orders)
+            return
+        body: list[Buffer] = []
+        sent: list[_Sent] = []
+        for order in orders:
+            source: SourceFile = order.job.source
+            try:
+                data = source.read_whole()
+            except (OSError, SourceChangedError) as error:
+                self._source_trouble(order, error)
+                continue
+            digest = digest_of(data)
+            body += (
+                uploaded_head(
+                    bytes.fromhex(order.job.upload_id),
+                    source.name.encode(),
+                    source.mtime_ns,
+                    len(data),
+                    digest,
+                    executable=source.executable,
+                    if_absent=self._engine.if_absent,
+                ),
+                data,
+            )
+            sent.append(_Sent(order, len(data), digest))
+        if not sent:
+            return
+        with self._lock:
+            for order, _, found in sent:
+                self._engine.read(order, found or b"")
+        number = self._attach(used, used.ticket, out)
+        self._unanswered[number] += 1
+        self._serial += 1
+        whole = b"".join(body)
+        out += (self.protocol.put_many(number, self._serial, len(sent), len(whole)), whole)
+        self._bundles[number, self._serial] = used, sent
+
+    def _on_bundle(self, answer: BundleAnswer) -> None:
+        number = answer.header.attachment
+        used, sent = self._bundles.pop((number, answer.header.segment))
+        self._answered(number)
+        self._rate.add(sum(length for _, length, _ in sent))
+        outcomes = [(order, length, status) for (order, length, _), status in zip(sent, answer.statuses, strict=True)]
+        with self._lock:
+            self._engine.bundle_answered(used, outcomes)
 
     def _send_whole(self, order: Order, out: list[Buffer]) -> None:
         job: UploadJob = order.job
@@ -270,11 +328,14 @@ class UploadLane(Lane):
             orders.update({id(sent.order): sent.order for sent in waiting})
         for looks in self._looks.values():
             orders.update({id(order): order for order in looks})
+        for _, bundle in self._bundles.values():
+            orders.update({id(sent.order): sent.order for sent in bundle})
         if self._current is not None:
             orders[id(self._current)] = self._current
         self._put_down()
         self._sent.clear()
         self._looks.clear()
+        self._bundles.clear()
         with self._lock:
             self._engine.return_orders(list(orders.values()))
         self._on_change()

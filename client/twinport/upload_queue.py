@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
+from twinport_protocol.bundles import RECORD_BYTES
 from twinport_protocol.control import Limits
 from twinport_protocol.errors import ErrorCode
 from twinport_protocol.messages import Reply, ReplyKind, Verb
 
+from .bundles import BUNDLE_BYTES, BUNDLE_FILES, Bundles
 from .engine import Event, EventKind, Order, OrderKind, Policy, Request
 from .engine_base import EngineBase
 from .errors import refusal
@@ -44,6 +46,8 @@ class UploadQueue(EngineBase):
         self._open_large = 0
         self._open_bytes = 0
         self._open_limit = policy.open_files
+        self.bundles = Bundles(limits, Verb.UPLOAD)
+        self.if_absent = self._options.get("if-absent") == "1"
 
     @property
     def is_over(self) -> bool:
@@ -91,6 +95,8 @@ class UploadQueue(EngineBase):
     def next_requests(self, room: int) -> list[Request]:
         """At most ``room`` commands to send now."""
         requests: list[Request] = []
+        if self._fresh and self.bundles.are_on and (asked := self.bundles.next_request()) is not None:
+            requests.append(asked)
         while len(requests) < room:
             if self._again:
                 request = self._again.popleft()
@@ -99,9 +105,6 @@ class UploadQueue(EngineBase):
                 continue
             job = self._next_job()
             if job is not None:
-                self._open.add(job)
-                self._open_large += job.is_large
-                self._open_bytes += 0 if job.is_large else job.source.size
                 requests.append(self._look_for(job) if job.is_large and not self._options else self._ask(job))
             elif self._directories:
                 name = self._directories.popleft()
@@ -113,15 +116,66 @@ class UploadQueue(EngineBase):
         return requests
 
     def _next_job(self) -> UploadJob | None:
-        if self._paused or len(self._open) >= self._open_limit:
-            return None
-        if self._fresh_large and self._open_large < self.policy.open_large:
-            return self._fresh_large.popleft()
-        if self._fresh and (
+        """The next file that is asked for by a command of its own."""
+        if self._fresh_large and self._open_large < self.policy.open_large and self._may_open:
+            return self._opened(self._fresh_large.popleft())
+        if self._fresh and not (self.bundles.are_on and self._fits_bundle(self._fresh[0])):
+            return self._next_small()
+        return None
+
+    def _next_small(self) -> UploadJob | None:
+        if self._may_open and (
             not self._open_bytes or self._open_bytes + self._fresh[0].source.size <= self.policy.open_bytes
         ):
-            return self._fresh.popleft()
+            return self._opened(self._fresh.popleft())
         return None
+
+    @property
+    def _may_open(self) -> bool:
+        return not self._paused and len(self._open) < self._open_limit
+
+    def _opened(self, job: UploadJob) -> UploadJob:
+        self._open.add(job)
+        self._open_large += job.is_large
+        self._open_bytes += 0 if job.is_large else job.source.size
+        return job
+
+    # bundles ----------------------------------------------------------------------------------------------------------
+
+    def _fits_bundle(self, job: UploadJob) -> bool:
+        # Only what may also be sent whole: that is the way of what a bundle does not get done.
+        return job.size <= self._small_bytes and _record_bytes(job) <= min(self.bundles.body_bytes, BUNDLE_BYTES)
+
+    def take_bundle(self, most_bytes: int) -> list[Order]:
+        """Small files that go in one frame with a body of at most ``most_bytes``; none every other time where there is
+        something else to do as well."""
+        orders: list[Order] = []
+        if self.bundles.current is None or (self._takes_turn() and (self._ready or self._orders)):
+            return orders
+        left = min(most_bytes, BUNDLE_BYTES)
+        while self._fresh and len(orders) < BUNDLE_FILES:
+            job = self._fresh[0]
+            left -= _record_bytes(job)
+            if left < 0 or not self._fits_bundle(job) or self._next_small() is None:
+                break
+            orders.append(Order(OrderKind.BUNDLED, job, job.epoch))
+        return orders
+
+    @property
+    def order_count(self) -> int:
+        """Orders ready for a channel; bundles count as soon as their ticket is asked for."""
+        return super().order_count + self._bundle_count
+
+    @property
+    def order_bytes(self) -> int:
+        """An estimate of the bytes behind them."""
+        return super().order_bytes + self._bundle_count * BUNDLE_BYTES
+
+    @property
+    def _bundle_count(self) -> int:
+        if not self.bundles.are_on or not self._may_open:
+            return 0
+        return -(-len(self._fresh) // BUNDLE_FILES)
 
     @staticmethod
     def _look_for(job: UploadJob) -> Request:
@@ -168,3 +222,8 @@ class UploadQueue(EngineBase):
             self._open.remove(job)
             self._open_large -= job.is_large
             self._open_bytes -= 0 if job.is_large else job.source.size
+
+
+def _record_bytes(job: UploadJob) -> int:
+    """What a file takes of a bundle."""
+    return job.size + len(job.source.name.encode()) + RECORD_BYTES

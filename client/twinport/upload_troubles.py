@@ -8,13 +8,13 @@ from twinport_protocol.errors import ErrorCode
 from twinport_protocol.messages import Verb
 from twinport_protocol.tickets import encode_ticket
 
+from .bundles import TICKET_CODES
 from .engine import PASSING, Order, OrderKind, Request
 from .errors import IntegrityError, SourceError, TwinportError
 from .upload_job import UploadJob
 from .upload_steps import UploadSteps
 
 MAX_RESENDS = 3
-_TICKET_CODES = frozenset({ErrorCode.TICKET_EXPIRED, ErrorCode.TICKET_INVALID, ErrorCode.TICKET_REVOKED})
 
 
 class UploadTroubles(UploadSteps):
@@ -55,7 +55,7 @@ class UploadTroubles(UploadSteps):
     def _try_again(self, job: UploadJob, epoch: int, code: ErrorCode) -> None:
         if job.is_over or job.epoch != epoch:
             return
-        if code in _TICKET_CODES and job.is_large and job.troubles < MAX_RESENDS:
+        if code in TICKET_CODES and job.is_large and job.troubles < MAX_RESENDS:
             word = self._ticket_word(job)
             self._again.append(Request(Verb.RENEW, (word,), {}, "renew", job, job.epoch))
         elif job.is_large and job.started and code not in (ErrorCode.UPLOAD_CLOSED, ErrorCode.UPLOAD_UNKNOWN):
@@ -199,6 +199,7 @@ class UploadTroubles(UploadSteps):
         self._ready.clear()
         self._ready_bytes = 0
         self._outstanding = 0
+        self.bundles.session_lost()
         self._later.clear()
         self._paused = False
         self._directories.extend(self._making)

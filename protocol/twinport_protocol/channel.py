@@ -1,16 +1,19 @@
 """Both ends of a data connection, without a socket: what may be sent, what was meant, and the credit that bounds it.
 
-The client opens with the magic, then drives: every PUT, GET, MANIFEST and HAVE is answered by the server, and at most
-``frames`` of them, with at most ``credit`` payload bytes, may be unanswered. An answer counts as given when it is made,
-so a server takes no new frames while more than a bound of its answers is unsent; a client always reads. Then what
-either end must hold is bounded, and two ends with the smallest buffers cannot block each other.
+The client opens with the magic, then drives: every PUT, GET, MANIFEST, HAVE, PUT_MANY and GET_MANY is answered by the
+server, and at most ``frames`` of them, with at most ``credit`` payload bytes, may be unanswered. An answer counts as
+given when it is made, so a server takes no new frames while more than a bound of its answers is unsent; a client always
+reads. Then what either end must hold is bounded, and two ends with the smallest buffers cannot block each other.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import NamedTuple
 
+from .bundle_credit import BundleAnswer, SentBundle, SentFiles, credit_of
+from .bundles import encode_statuses
 from .control import Limits
 from .errors import ErrorCode, LocalProtocolError, RemoteProtocolError
 from .frames import (
@@ -26,9 +29,12 @@ from .frames import (
     FrameEvent,
     FrameType,
     Header,
+    Message,
 )
 
 _ANSWERED = frozenset({FrameType.PUT, FrameType.GET, FrameType.MANIFEST, FrameType.HAVE})
+_MANY = frozenset({FrameType.PUT_MANY, FrameType.GET_MANY})
+_BUNDLE_ANSWERS = frozenset({FrameType.ACKS, FrameType.FILES})
 
 
 class ChannelServer:
@@ -36,12 +42,15 @@ class ChannelServer:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._decoder = FrameDecoder(from_client=True, max_piece_bytes=limits.piece)
+        self._decoder = FrameDecoder(
+            from_client=True, max_piece_bytes=limits.piece, max_bundle_bytes=min(limits.bundle, limits.credit)
+        )
         self._magic_left = CHANNEL_MAGIC
         self._attachments: set[int] = set()
         self._frames = 0
         self._bytes = 0
         self._open_put: Header | None = None
+        self._files = SentFiles()
 
     @property
     def at_boundary(self) -> bool:
@@ -77,6 +86,8 @@ class ChannelServer:
             self._charge(header.length)
         elif header.type in _ANSWERED:
             self._charge(0)
+        elif header.type in _MANY:
+            self._charge(credit_of(header))
         elif header.type == FrameType.ATTACH:
             if header.attachment in self._attachments or header.attachment == WHOLE_CHANNEL:
                 raise RemoteProtocolError(ErrorCode.BAD_STATE, "attachment number in use")
@@ -133,6 +144,21 @@ class ChannelServer:
         self._release(0, 1)
         return Header(kind, 0, status, request.attachment, 0, 0, len(body)).encode() + body
 
+    def acknowledge_many(self, put: Header, statuses: Sequence[int]) -> bytes:
+        """The ACKS of a PUT_MANY: a status for each of its files, in their order."""
+        self._release(put.length, 1)
+        body = encode_statuses(statuses)
+        return Header(FrameType.ACKS, 0, 0, put.attachment, put.segment, 0, len(body)).encode() + body
+
+    def files_header(self, get: Header, body_bytes: int, file_bytes: int, *, last: bool) -> bytes:
+        """The header of one FILES frame in answer to a GET_MANY, with so many bytes, so many of them of files; gives
+        credit back as it goes, the rest with ``last``. ``offset`` counts what the frames before had of files'
+        bytes, which are no more than were asked for."""
+        given, credit = self._files.give(get, file_bytes, last=last)
+        self._release(credit, int(last))
+        flags = LAST if last else 0
+        return Header(FrameType.FILES, flags, 0, get.attachment, get.segment, given, body_bytes).encode()
+
     def fail(self, attachment: int, code: ErrorCode) -> bytes:
         """An attachment did not come about, or ended: ``FAIL``."""
         return Header(FrameType.FAIL, 0, code.number, attachment, 0, 0, 0).encode()
@@ -170,6 +196,7 @@ class ChannelClient:
         self._puts: dict[tuple[int, int], deque[_SentPut]] = {}
         self._gets: deque[Header] = deque()
         self._requests: dict[int, deque[int]] = {}
+        self._bundles: dict[tuple[int, int], SentBundle] = {}
         self._received = 0
         self._next_attachment = 1
         self.unanswered_frames = 0
@@ -239,6 +266,26 @@ class ChannelClient:
         self._requests.setdefault(attachment, deque()).append(answer)
         return Header(kind, 0, 0, attachment, 0, 0, 0).encode()
 
+    def put_many(self, attachment: int, serial: int, files: int, body_bytes: int) -> bytes:
+        """The header of a PUT_MANY of so many files; the caller sends its body after it. ``serial`` tells apart the
+        bundles of an attachment that are unanswered. ``LocalProtocolError`` past the credit or the announced size."""
+        if body_bytes > self._limits.bundle:
+            raise LocalProtocolError(ErrorCode.CREDIT_EXCEEDED, "a bundle larger than announced")
+        return self._bundle(Header(FrameType.PUT_MANY, 0, 0, attachment, serial, 0, body_bytes), files)
+
+    def get_many(self, attachment: int, serial: int, files: int, body: bytes, most_bytes: int) -> bytes:
+        """A GET_MANY of so many names that takes ``most_bytes`` of files at most. ``LocalProtocolError`` past the
+        credit."""
+        return self._bundle(Header(FrameType.GET_MANY, 0, 0, attachment, serial, most_bytes, len(body)), files) + body
+
+    def _bundle(self, header: Header, files: int) -> bytes:
+        if (header.attachment, header.segment) in self._bundles:
+            raise LocalProtocolError(ErrorCode.BAD_STATE, "a bundle of that number is under way")
+        credit = credit_of(header)
+        self._spend(header.attachment, credit)
+        self._bundles[header.attachment, header.segment] = SentBundle(FrameType(header.type), credit, files)
+        return header.encode()
+
     def _spend(self, attachment: int, length: int) -> None:
         if attachment not in self._attachments:
             raise LocalProtocolError(ErrorCode.NOT_ATTACHED)
@@ -247,15 +294,19 @@ class ChannelClient:
         self.unanswered_frames += 1
         self.unanswered_bytes += length
 
-    def feed(self, data: memoryview) -> list[FrameEvent]:
+    def feed(self, data: memoryview) -> list[FrameEvent | BundleAnswer]:
         """The answers in these bytes.
 
         Raises ``RemoteProtocolError`` for an answer to nothing, out of order or beyond what was asked for, and for a
         success that the request cannot have.
         """
-        events = self._decoder.feed(data)
-        for event in events:
-            self._settle(event)
+        events: list[FrameEvent | BundleAnswer] = []
+        for event in self._decoder.feed(data):
+            if isinstance(event, Message) and event.header.type in _BUNDLE_ANSWERS:
+                events.append(self._settle_bundle(event))
+            else:
+                self._settle(event)
+                events.append(event)
         return events
 
     def _settle(self, event: FrameEvent) -> None:
@@ -281,6 +332,17 @@ class ChannelClient:
             if not asked:
                 del self._requests[header.attachment]
             self._release(0)
+
+    def _settle_bundle(self, message: Message) -> BundleAnswer:
+        key = message.header.attachment, message.header.segment
+        sent = self._bundles.get(key)
+        if sent is None:
+            raise RemoteProtocolError(ErrorCode.BAD_STATE, "an answer to no bundle")
+        answer = sent.settle(message)
+        if answer.ends:
+            del self._bundles[key]
+            self._release(sent.credit)
+        return answer
 
     def _settle_segment(self, chunk: Chunk) -> None:
         header = chunk.header

@@ -62,6 +62,8 @@ class Limits:
     credit: int = 32 * 1024 * 1024
     piece: int = 1024 * 1024
     attachments: int = 1024
+    bundle: int = 0
+    """The body of a ``PUT_MANY`` at most; 0 is a server that takes no bundles."""
     max_file: int = 2**63 - 1
     idle: int = 300
 

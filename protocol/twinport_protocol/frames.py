@@ -8,7 +8,8 @@ digest, which ``length`` does not count: reading, hashing and sending are one pa
 end.
 
 Payloads of ``PUT`` and ``SEG`` are handed on as views into the caller's own buffer, never copied and never collected;
-the payloads of the other frames are small, bounded by type, and collected.
+the payloads of the other frames are small, bounded by type, and collected. What bundles of small files hold is in
+:mod:`bundles`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import enum
 import struct
 from typing import Final, NamedTuple
 
+from .bundles import MAX_BUNDLE_FILES, MAX_NAMES_BYTES
 from .errors import ErrorCode, RemoteProtocolError
 from .numbers import MAX_SIZE
 from .segments import DIGEST_BYTES, MAX_SEGMENTS
@@ -30,7 +32,7 @@ WHOLE_CHANNEL: Final = 0xFFFFFFFF
 
 # Flags.
 LAST: Final = 1
-"""PUT: this piece ends its segment and the digest follows. SEG: this frame ends the answer to its GET."""
+"""PUT: this piece ends its segment and the digest follows. SEG, FILES: this frame ends the answer to its request."""
 COMMIT: Final = 2
 """PUT with LAST, of a one-segment file: publish it; the digest is its root. Answered by COMMITTED."""
 DETACH_AFTER: Final = 4
@@ -38,6 +40,8 @@ DETACH_AFTER: Final = 4
 
 MAX_PIECE_BYTES: Final = 16 * 1024 * 1024
 MAX_BODY_BYTES: Final = 64 * 1024 + MAX_SEGMENTS * 64
+MAX_FILES_BYTES: Final = 1024 * 1024
+"""The body of one ``FILES`` frame; an answer may have several."""
 
 
 class FrameType(enum.IntEnum):
@@ -49,12 +53,16 @@ class FrameType(enum.IntEnum):
     MANIFEST = 4
     HAVE = 5
     DETACH = 6
+    PUT_MANY = 7
+    GET_MANY = 8
     FAIL = 129
     ACK = 130
     SEG = 131
     MANIFEST_IS = 132
     HAVE_IS = 133
     GOODBYE = 134
+    ACKS = 135
+    FILES = 136
 
 
 class AckStatus(enum.IntEnum):
@@ -122,19 +130,25 @@ _SERVER_BODIES: Final[dict[int, int]] = {
     FrameType.MANIFEST_IS: MAX_SEGMENTS * DIGEST_BYTES,
     FrameType.HAVE_IS: MAX_BODY_BYTES,
     FrameType.GOODBYE: 0,
+    FrameType.ACKS: 2 * MAX_BUNDLE_FILES,
+    FrameType.FILES: MAX_FILES_BYTES,
 }
 _EMPTY: Final = memoryview(b"")
 
 
 class FrameDecoder:
-    """Cuts a byte stream into frames. ``from_client`` says whose; ``max_piece_bytes`` bounds a PUT or SEG.
+    """Cuts a byte stream into frames. ``from_client`` says whose; ``max_piece_bytes`` bounds a PUT or SEG,
+    ``max_bundle_bytes`` a PUT_MANY; without bundles these are frames that nobody knows.
 
     Holds at most one header or one bounded body.
     """
 
-    def __init__(self, *, from_client: bool, max_piece_bytes: int = MAX_PIECE_BYTES) -> None:
+    def __init__(self, *, from_client: bool, max_piece_bytes: int = MAX_PIECE_BYTES, max_bundle_bytes: int = 0) -> None:
         self._stream_type = int(FrameType.PUT if from_client else FrameType.SEG)
         self._bodies = _CLIENT_BODIES if from_client else _SERVER_BODIES
+        if from_client and max_bundle_bytes:
+            bundles = {FrameType.PUT_MANY: max_bundle_bytes, FrameType.GET_MANY: MAX_NAMES_BYTES}
+            self._bodies = self._bodies | bundles
         self._max_piece_bytes = max_piece_bytes
         self._partial = bytearray()
         self._header: Header | None = None
@@ -169,6 +183,11 @@ class FrameDecoder:
                 self._header = None
                 continue
             if header.type != self._stream_type:
+                if not self._partial and end - at >= header.length:  # all of it is here: one copy instead of two
+                    events.append(Message(header, bytes(data[at : at + header.length])))
+                    at += header.length
+                    self._header = None
+                    continue
                 at += self._collect(data, at, header.length)
                 if len(self._partial) < header.length:
                     return events

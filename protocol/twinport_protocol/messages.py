@@ -35,6 +35,7 @@ class Verb(str, enum.Enum):
     ABORT = "ABORT"
     RENEW = "RENEW"
     DOWNLOAD = "DOWNLOAD"
+    BUNDLE = "BUNDLE"
     LIST = "LIST"
     STAT = "STAT"
     DELETE = "DELETE"
@@ -53,6 +54,7 @@ WORDS: Mapping[Verb, tuple[int, int]] = {
     Verb.ABORT: (1, 1),
     Verb.RENEW: (1, 1),
     Verb.DOWNLOAD: (1, 1),
+    Verb.BUNDLE: (1, 1),
     Verb.LIST: (0, 1),
     Verb.STAT: (1, 1),
     Verb.DELETE: (1, 1),

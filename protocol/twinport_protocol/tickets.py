@@ -41,6 +41,13 @@ class Action(enum.IntEnum):
 
     UPLOAD = 1
     DOWNLOAD = 2
+    UPLOAD_MANY = 3
+    """Any small file that the user may write, in bundles; without a scope."""
+    DOWNLOAD_MANY = 4
+    """Any small file that the user may read, in bundles; without a scope."""
+
+
+BUNDLING = frozenset({Action.UPLOAD_MANY, Action.DOWNLOAD_MANY})
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ POLICY: Mapping[Verb, str] = {
     Verb.ABORT: "the user's own upload, whatever else was taken away: it only gives room back",
     Verb.RENEW: "the user's own ticket, write or read on its name",
     Verb.DOWNLOAD: "read on the name",
+    Verb.BUNDLE: "see on the top, which means anything at all; then write or read on each name",
     Verb.LIST: "list or see on the prefix; list on each entry, or see on a directory",
     Verb.STAT: "list on the name, or see on a directory",
     Verb.DELETE: "delete on the name, with if-match also read",

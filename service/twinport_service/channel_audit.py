@@ -55,6 +55,15 @@ class ChannelAudit:
         elif outcome.code in AUDITED_REFUSALS:
             self._note(AuditEvent.REFUSAL, user, outcome=outcome.code.value, what="UPLOAD")
 
+    def published(self, user: str, outcome: Published, seconds: float) -> None:
+        """A file of a bundle was published."""
+        if not outcome.is_repeated:
+            self._note(AuditEvent.UPLOAD, user, outcome.name, size=outcome.size, root=outcome.root, seconds=seconds)
+
+    def fetched(self, user: str, name: str, size: int) -> None:
+        """A file was sent in a bundle."""
+        self._note(AuditEvent.DOWNLOAD, user, name, size=size)
+
     def sent(self, attachment: int, user: str, storage: Storage, token: bytes, sent_bytes: int) -> None:
         """A download attachment has ended after so many bytes; one of several that a large file may have."""
         if not sent_bytes:

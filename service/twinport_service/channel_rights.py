@@ -6,6 +6,7 @@ from twinport_protocol.errors import ErrorCode, Refusal
 from twinport_protocol.tickets import Ticket
 
 from .access import Act, Decide, allow_all, require
+from .bundling import Bundling
 from .channel_download import Download
 from .standing import NO_ACCOUNTS, Standing
 from .upload_handle import UploadHandle
@@ -51,11 +52,15 @@ class ChannelRights:
         """``Denied`` unless the user of a download may read its file. ``VersionGone``."""
         require(self._decide, download.user, Act.READ, download.name)
 
+    def require(self, user: str, act: Act, name: str) -> None:
+        """``Denied`` unless the user may do that to a name."""
+        require(self._decide, user, act, name)
+
     def require_anything(self, user: str) -> None:
         """``Denied`` unless the user may still do something; what may be read is asked when it is asked for."""
         require(self._decide, user, Act.SEE, "")
 
-    def loss_of(self, attached: UploadHandle | Download, epoch: int) -> Refusal | None:
+    def loss_of(self, attached: UploadHandle | Download | Bundling, epoch: int) -> Refusal | None:
         """Why an attachment under a ticket of that epoch is to end; None when it may go on."""
         try:
             if isinstance(attached, UploadHandle):
@@ -63,7 +68,7 @@ class ChannelRights:
                 self.require_write(attached)
             else:
                 self._standing.require_ticket(attached.user, epoch)
-                if attached.is_named:
+                if isinstance(attached, Download) and attached.is_named:
                     self.require_read(attached)
                 else:
                     self.require_anything(attached.user)

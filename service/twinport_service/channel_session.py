@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from twinport_protocol.bundles import decode_uploaded
 from twinport_protocol.channel import ChannelServer
 from twinport_protocol.control import Limits
 from twinport_protocol.errors import ErrorCode, Refusal, RemoteProtocolError
@@ -27,8 +28,9 @@ from twinport_protocol.frames import (
     Message,
     encode_held,
 )
-from twinport_protocol.tickets import Action, Ticket, TicketKeys
+from twinport_protocol.tickets import BUNDLING, Action, Ticket, TicketKeys
 
+from .bundling import Bundling, FetchBundle, Shelf
 from .channel_audit import ChannelAudit
 from .channel_download import Download, OpenReaders, Payload
 from .channel_rights import ChannelRights
@@ -77,14 +79,15 @@ class ChannelSession:
         self._rights = rights or ChannelRights()
         self._wire = ChannelServer(limits)
         self._piece_bytes = limits.piece
-        self._attached: dict[int, UploadHandle | Download] = {}
+        self._attached: dict[int, UploadHandle | Download | Bundling] = {}
         self._epochs: dict[int, int] = {}
         self._withdrawn: list[Download] = []
         self._readers = OpenReaders(desk.storage)
         self._refused: dict[int, ErrorCode] = {}
         self._put_status: int | None = None
         self._whole: bytearray | None = None
-        self._requests: deque[Header] = deque()
+        self._requests: deque[Header | FetchBundle] = deque()
+        self._shelf = Shelf(desk, self._rights, self._audit, wake)
         self._settled: deque[tuple[Header, str, Published | Refusal]] = deque()
         self._progress_at = 0
         self.outgoing: deque[bytes | Payload] = deque()
@@ -196,6 +199,9 @@ class ChannelSession:
     def settle(self) -> None:
         """Turn the outcomes of commits into ACKs, and end what is allowed no more."""
         self._review()
+        while (bundle := self._shelf.settled()) is not None:
+            self.tally.files_in += sum(isinstance(outcome, Published) for outcome in bundle.outcomes)
+            self.outgoing.append(self._wire.acknowledge_many(bundle.header, bundle.statuses()))
         while self._settled:
             header, user, outcome = self._settled.popleft()
             self._audit.committed(header.attachment, user, outcome)
@@ -228,6 +234,9 @@ class ChannelSession:
         if not self._requests:
             return
         request = self._requests[0]
+        if isinstance(request, FetchBundle):
+            self._produce_files(request)
+            return
         if request.type == FrameType.GET:
             self._produce_segment(request)
             return
@@ -236,6 +245,32 @@ class ChannelSession:
             self._answer(request, FrameType.MANIFEST_IS, self._manifest)
         else:
             self._answer(request, FrameType.HAVE_IS, self._have)
+
+    def _put_bundle(self, header: Header, body: bytes) -> None:
+        self.tally.bytes_in += len(body)
+        try:
+            self._shelf.put(header, body, self._bundling(header.attachment, Action.UPLOAD_MANY).user)
+        except Refusal as refusal:
+            statuses = [refusal.code.number] * len(decode_uploaded(body))
+            self.outgoing.append(self._wire.acknowledge_many(header, statuses))
+
+    def _produce_files(self, bundle: FetchBundle) -> None:
+        try:
+            user = self._bundling(bundle.header.attachment, Action.DOWNLOAD_MANY).user
+            body, file_bytes = self._shelf.next_files(bundle, user)
+        except Refusal as refusal:
+            body, file_bytes = bundle.refuse(refusal.code), 0
+        last = not bundle.names
+        self.tally.bytes_out += file_bytes
+        self.outgoing.append(self._wire.files_header(bundle.header, len(body), file_bytes, last=last) + body)
+        if last:
+            self._requests.popleft()
+
+    def _bundling(self, attachment: int, action: Action) -> Bundling:
+        bundling = self._attached.get(attachment)
+        if not isinstance(bundling, Bundling) or bundling.action is not action:
+            raise Refusal(self._refused.get(attachment, ErrorCode.NOT_ATTACHED))
+        return bundling
 
     def _produce_segment(self, get: Header) -> None:
         offset = get.offset + self._progress_at
@@ -290,6 +325,10 @@ class ChannelSession:
             self._attach(header.attachment, message.body)
         elif header.type in (FrameType.GET, FrameType.MANIFEST, FrameType.HAVE):
             self._requests.append(header)
+        elif header.type == FrameType.PUT_MANY:
+            self._put_bundle(header, message.body)
+        elif header.type == FrameType.GET_MANY:
+            self._requests.append(FetchBundle(header, message.body))
         elif header.type == FrameType.DETACH:
             self._detach(header.attachment)
 
@@ -304,7 +343,8 @@ class ChannelSession:
                 self._attached[attachment] = self._attach_upload(ticket)
             else:
                 self._rights.require_anything(user)
-                self._attached[attachment] = Download(self._readers, ticket)
+                many = ticket.action in BUNDLING
+                self._attached[attachment] = Bundling(user, ticket.action) if many else Download(self._readers, ticket)
             self._refused.pop(attachment, None)
             self._epochs[attachment] = ticket.epoch
             self._rights.keep_to(user)
@@ -340,7 +380,8 @@ class ChannelSession:
                 self._audit.refused("PUT", loss.code, attached.spec.user, attached.spec.name)
             else:
                 self._audit.refused("GET", loss.code, attached.user)
-                self._withdrawn.append(attached)
+                if isinstance(attached, Download):
+                    self._withdrawn.append(attached)
             self._leave(attachment)
             self._refused[attachment] = loss.code
             self.outgoing.append(self._wire.fail(attachment, loss.code))
@@ -379,7 +420,7 @@ class ChannelSession:
         self._epochs.pop(attachment, None)
         if isinstance(attached, UploadHandle):
             attached.detach()
-        elif attached is not None:
+        elif isinstance(attached, Download):
             attached.close()
             self._audit.sent(attachment, attached.user, self._desk.storage, attached.token, attached.sent_bytes)
         self._audit.detached(attachment)

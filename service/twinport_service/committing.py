@@ -5,6 +5,8 @@ Thread-safe. A commit is asked for from worker threads and ends on a committer's
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from twinport_protocol.errors import ErrorCode, Refusal
@@ -14,7 +16,30 @@ from .ledger import Ledger
 from .log import get_log
 from .open_upload import STAGING_IS_GONE, OpenUpload, UploadTable
 from .proof import Prover
-from .storage.contract import OnDone, OnProgress, Published, Storage
+from .storage.contract import Buffer, OnDone, OnProgress, Published, Storage, UploadSpec, WholeFile
+
+
+class OutcomeTally:
+    """Gathers the outcomes of so many commits, which come from any thread, and hands them on when all are there."""
+
+    def __init__(self, count: int, on_all: Callable[[list[Published | Refusal]], None]) -> None:
+        self._outcomes: list[Published | Refusal] = [Refusal(ErrorCode.INTERNAL)] * count
+        self._left = count
+        self._lock = threading.Lock()
+        self._on_all = on_all
+
+    def ending(self, index: int) -> OnDone:
+        """What is to be called with the outcome of one of them."""
+
+        def on_done(outcome: Published | Refusal) -> None:
+            self._outcomes[index] = outcome
+            with self._lock:
+                self._left -= 1
+                if self._left:
+                    return
+            self._on_all(self._outcomes)
+
+        return on_done
 
 
 class Committer:
@@ -100,11 +125,7 @@ class Committer:
             self._table.forget(upload)
             if upload.begun:
                 self._storage.abort(upload.spec.upload_id)
-            if isinstance(outcome, Published):
-                spec = upload.spec
-                if not is_of(outcome, spec.user, spec.name, spec.size) or outcome.root != digest:
-                    outcome = Refusal(ErrorCode.DENIED, "the upload id has published another file")
-            on_done(outcome)
+            on_done(_as_asked(outcome, replace(upload.spec, root=digest)))
 
         try:
             self._storage.commit_small(upload.spec, data, digest, settle)
@@ -113,6 +134,39 @@ class Committer:
         except Exception:
             get_log().exception("[UPLOAD] Internal error", name=upload.spec.name)
             settle(Refusal(ErrorCode.INTERNAL))
+
+    def commit_files(
+        self, files: Sequence[tuple[UploadSpec, Buffer]], on_all: Callable[[list[Published | Refusal]], None]
+    ) -> None:
+        """Publish small files that were not opened before and whose bytes have been compared with the root of their
+        spec. Their ids are in use until ``on_all`` is told the outcomes, in their order: from any thread, perhaps
+        before this returns."""
+        specs = [spec for spec, _ in files]
+        refusals = self._ledger.admit(specs)
+        admitted = [index for index, refused in enumerate(refusals) if refused is None]
+
+        def on_admitted(outcomes: list[Published | Refusal]) -> None:
+            self._ledger.finish_all([specs[index].upload_id for index in admitted])
+            told = iter(map(_as_asked, outcomes, [specs[index] for index in admitted]))
+            on_all([next(told) if refused is None else refused for refused in refusals])
+
+        tally = OutcomeTally(len(admitted), on_admitted)
+        if not admitted:
+            on_admitted([])
+            return
+        whole = [
+            WholeFile(*files[index], files[index][0].root or b"", tally.ending(place))
+            for place, index in enumerate(admitted)
+        ]
+        try:
+            self._storage.commit_small_files(whole)
+        except Refusal as refusal:
+            for file in whole:
+                file.on_done(refusal)
+        except Exception:
+            get_log().exception("[UPLOAD] Internal error", files=len(whole))
+            for file in whole:
+                file.on_done(Refusal(ErrorCode.INTERNAL))
 
     def _sealed_manifest(self, upload: OpenUpload, root: bytes) -> Manifest:
         upload.await_writes()  # before its bytes can become the file
@@ -149,6 +203,15 @@ def fence(ledger: Ledger, upload_id: bytes, generation: int) -> Refusal | None:
 def is_of(done: Published, user: str, name: str, size: int) -> bool:
     """Whether what an id has published is what is asked about: ids are drawn by clients, and proof of nothing."""
     return (done.user, done.name, done.size) == (user, name, size)
+
+
+def _as_asked(outcome: Published | Refusal, spec: UploadSpec) -> Published | Refusal:
+    """The outcome of a small file with that root, unless it is of another one that its id has published before."""
+    if isinstance(outcome, Published) and (
+        not is_of(outcome, spec.user, spec.name, spec.size) or outcome.root != spec.root
+    ):
+        return Refusal(ErrorCode.DENIED, "the upload id has published another file")
+    return outcome
 
 
 def _checked(outcome: Published | Refusal, user: str, root: bytes) -> Published | Refusal:

@@ -17,7 +17,7 @@ from twinport_protocol.messages import Command, Reply, ReplyKind, Verb
 from twinport_protocol.names import RemoteName, parse_name, parse_prefix
 from twinport_protocol.numbers import parse_signed, parse_size
 from twinport_protocol.segments import DIGEST_BYTES
-from twinport_protocol.tickets import Action, Ticket, TicketKeys, decode_ticket, encode_ticket
+from twinport_protocol.tickets import BUNDLING, Action, Ticket, TicketKeys, decode_ticket, encode_ticket
 
 from .access import Act, Decide, require
 from .audit import AUDITED_REFUSALS, AuditEntry, AuditEvent, Record, discard
@@ -95,13 +95,18 @@ class Handlers:
         }
 
     def quick(self, caller: Caller, command: Command) -> Reply | None:
-        """The reply where no disk is needed: PING, QUOTA, and the UPLOAD of a small file. None: ask :meth:`slow`."""
+        """The reply where no disk is needed: PING, QUOTA, BUNDLE, UPLOAD of a small file. None: ask :meth:`slow`."""
         if command.verb is Verb.PING:
             return Reply(command.id, ReplyKind.OK)
         if command.verb is Verb.QUOTA:
             return Reply(
                 command.id, ReplyKind.OK, options=describe_usage(caller.user, self._desk.ledger.usage_of(caller.user))
             )
+        if command.verb is Verb.BUNDLE:
+            try:
+                return self._bundle(caller, command)
+            except Refusal as refusal:
+                return self.turn_away(caller, command, refusal)
         if command.verb is Verb.UPLOAD and "resume" not in command.options:
             try:
                 spec = self._spec(caller, command)
@@ -240,6 +245,16 @@ class Handlers:
             get_log().exception("[CONTROL] Internal error", peer=caller.peer, verb=command.verb.value)
             on_reply(Reply(command.id, ReplyKind.ERROR, code=ErrorCode.INTERNAL))
 
+    def _bundle(self, caller: Caller, command: Command) -> Reply:
+        """A ticket for any number of small files in one direction; whose and which is asked for each of them."""
+        action = _BUNDLES.get(command.words[0])
+        if action is None:
+            raise Refusal(ErrorCode.BAD_REQUEST, "a bundle in no direction")
+        require(self._decide, caller.user, Act.SEE, "")
+        if not self._limits.bundle:
+            raise Refusal(ErrorCode.UNSUPPORTED)
+        return Reply(command.id, ReplyKind.OK, options={"ticket": self._ticket(action, caller, b"", 0)})
+
     def _abort(self, caller: Caller, command: Command) -> Sequence[Reply]:
         generation = command.options.get("generation")
         upload_id = parse_hex(command.words[0], UPLOAD_ID_BYTES)
@@ -256,6 +271,8 @@ class Handlers:
         old = self._keys.verify(decode_ticket(command.words[0]), self._now(), grace_seconds=RENEWABLE_SECONDS)
         if old.user != caller.user:
             raise Refusal(ErrorCode.TICKET_INVALID, "another user's ticket")
+        if old.action in BUNDLING:
+            raise Refusal(ErrorCode.TICKET_INVALID, "for bundles, BUNDLE gives another")
         if old.action is Action.UPLOAD:
             self._desk.ledger.check(old.scope, old.generation)
             self._require_own(caller, old.scope)
@@ -389,5 +406,6 @@ class Handlers:
         return encode_ticket(self._keys.sign(ticket))
 
 
+_BUNDLES = {Verb.UPLOAD.value: Action.UPLOAD_MANY, Verb.DOWNLOAD.value: Action.DOWNLOAD_MANY}
 _NAMING = frozenset({Verb.UPLOAD, Verb.DOWNLOAD, Verb.LIST, Verb.STAT, Verb.DELETE, Verb.MOVE, Verb.MKDIR})
 """The verbs whose first word is a name, and no ticket."""

@@ -9,10 +9,11 @@ Times are wall-clock seconds of the ``now`` callable given to an implementation,
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from twinport_protocol.errors import Refusal
 from twinport_protocol.names import RemoteName
 from twinport_protocol.upload import UploadState
 
@@ -45,6 +46,11 @@ class Ledger(Protocol):
         ``QuotaExceeded``.
 
         Until it is claimed an upload is untouched, and belongs to the session that asked for it last."""
+
+    def admit(self, specs: Sequence[UploadSpec]) -> Sequence[Refusal | None]:
+        """Of each whether it may be published at once, its bytes being all in hand: as :meth:`begin` of a new upload
+        and :meth:`fence` after it. None where it may; else ``Busy``, ``QuotaExceeded``, ``UploadClosed`` for an id that
+        is in use."""
 
     def claim(self, upload_id: bytes, generation: int) -> None:
         """Its first piece is about to come: from here on the upload outlives its session. Reserves the room of one that
@@ -93,6 +99,9 @@ class Ledger(Protocol):
     def finish(self, upload_id: bytes) -> None:
         """committing → done, or anything → aborted: forget the upload and release what it still has reserved. Harmless
         when unknown."""
+
+    def finish_all(self, upload_ids: Sequence[bytes]) -> None:
+        """The same for many."""
 
     def open_uploads(self) -> Collection[UploadRecord]:
         """All uploads that are not finished (``committing`` ones too), for recovery and for the sweep of stale ones."""

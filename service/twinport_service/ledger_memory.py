@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 from twinport_protocol.errors import ErrorCode, Refusal
@@ -78,18 +78,39 @@ class MemoryLedger:
                     raise Refusal(ErrorCode.DENIED, "the upload id is taken by another upload")
                 self._hand_over(upload, session)
                 return upload.record()
-            if self._open_per_user[spec.user] >= self._max_open_uploads_per_user:
-                raise Refusal(ErrorCode.BUSY, f"{spec.user!r} has too many open uploads", retry_seconds=1)
             if session is not None and len(self._untouched.get(session, ())) >= self._max_untouched_per_session:
                 raise Refusal(ErrorCode.BUSY, "the session has too many uploads without bytes", retry_seconds=1)
-            if reserve:
-                self._usage.reserve(spec.upload_id, spec.user, spec.size)
-            upload = OpenUpload(spec, 1, UploadState.OPEN, self._now(), reserve)
-            self._insert(upload)
+            upload = self._open(spec, reserve=reserve)
             self._tie(upload, session)
             if reserve:
                 self._on_begin(upload)
             return upload.record()
+
+    def admit(self, specs: Sequence[UploadSpec]) -> Sequence[Refusal | None]:
+        """See the contract."""
+        outcomes: list[Refusal | None] = []
+        with self._lock:
+            for spec in specs:
+                try:
+                    if spec.upload_id in self._uploads:
+                        raise Refusal(ErrorCode.UPLOAD_CLOSED, "the upload id is in use")
+                    upload = self._open(spec, reserve=True)
+                    upload.state = advance(upload.state, UploadEvent.COMMIT)
+                    self._on_begin(upload)
+                except Refusal as refusal:
+                    outcomes.append(refusal)
+                else:
+                    outcomes.append(None)
+        return outcomes
+
+    def _open(self, spec: UploadSpec, *, reserve: bool) -> OpenUpload:
+        if self._open_per_user[spec.user] >= self._max_open_uploads_per_user:
+            raise Refusal(ErrorCode.BUSY, f"{spec.user!r} has too many open uploads", retry_seconds=1)
+        if reserve:
+            self._usage.reserve(spec.upload_id, spec.user, spec.size)
+        upload = OpenUpload(spec, 1, UploadState.OPEN, self._now(), reserve)
+        self._insert(upload)
+        return upload
 
     def claim(self, upload_id: bytes, generation: int) -> None:
         """See the contract."""
@@ -204,14 +225,21 @@ class MemoryLedger:
             self._untie(upload)
             spec = upload.spec
             target = (spec.user, spec.name, spec.size)
-            del self._by_target[target][upload_id]
-            if not self._by_target[target]:
+            same_target = self._by_target[target]
+            del same_target[upload_id]
+            if not same_target:
                 del self._by_target[target]
             self._open_per_user[spec.user] -= 1
             if not self._open_per_user[spec.user]:
                 del self._open_per_user[spec.user]
             self._usage.release(upload_id)
             self._on_finish(upload)
+
+    def finish_all(self, upload_ids: Sequence[bytes]) -> None:
+        """See the contract."""
+        with self._lock:
+            for upload_id in upload_ids:
+                self.finish(upload_id)
 
     def open_uploads(self) -> Collection[UploadRecord]:
         """See the contract."""

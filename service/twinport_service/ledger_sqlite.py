@@ -17,8 +17,8 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from twinport_protocol.errors import ErrorCode, Refusal
@@ -145,6 +145,11 @@ class SqliteLedger(MemoryLedger):
                 # The thread gets no turn, and the log must not grow without bound.
                 self._fold(self._database)
 
+    def _writing_any(self, specs: Sequence[UploadSpec | None]) -> AbstractContextManager[None]:
+        """The same around a change of several."""
+        may_write = next((spec for spec in specs if spec is None or is_resumable(spec)), specs[0] if specs else None)
+        return self._writing(may_write)
+
     def _spec_of(self, upload_id: bytes) -> UploadSpec | None:
         upload = self._uploads.get(upload_id)
         return None if upload is None else upload.spec
@@ -153,6 +158,11 @@ class SqliteLedger(MemoryLedger):
         """See the contract."""
         with self._writing(spec):
             return super().begin(spec, reserve, session)
+
+    def admit(self, specs: Sequence[UploadSpec]) -> Sequence[Refusal | None]:
+        """See the contract."""
+        with self._writing_any(specs):
+            return super().admit(specs)
 
     def claim(self, upload_id: bytes, generation: int) -> None:
         """See the contract."""
@@ -180,6 +190,12 @@ class SqliteLedger(MemoryLedger):
         """See the contract."""
         with self._writing(self._spec_of(upload_id)):
             super().finish(upload_id)
+
+    def finish_all(self, upload_ids: Sequence[bytes]) -> None:
+        """See the contract."""
+        with self._writing_any([self._spec_of(upload_id) for upload_id in upload_ids]), self._lock:
+            for upload_id in upload_ids:
+                super().finish(upload_id)
 
     # what changes ----------------------------------------------------------------------------------------------------
 

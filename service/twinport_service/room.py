@@ -59,8 +59,8 @@ class Room:
         """Whether :meth:`take` will not look at the disk."""
         return not self._is_bounded or self._clock() < self._stale_at
 
-    def take(self, size_bytes: int) -> None:
-        """Let a small upload or a directory through; ``DiskFull`` when it would not leave the floors. May look at the
+    def take(self, size_bytes: int, files: int = 1) -> None:
+        """Let small uploads or a directory through; ``DiskFull`` when they would not leave the floors. May look at the
         disk."""
         if not self._is_bounded:
             return
@@ -68,9 +68,9 @@ class Room:
             if self._clock() >= self._stale_at:
                 self._known_bytes, self._known_files = self._look()
                 self._stale_at = self._clock() + self._fresh_seconds
-            self._require(self._known_bytes - size_bytes, self._known_files - 1)
+            self._require(self._known_bytes - size_bytes, self._known_files - files)
             self._known_bytes -= size_bytes
-            self._known_files -= 1
+            self._known_files -= files
 
     def check(self, size_bytes: int, files: int = 1) -> None:
         """``DiskFull`` unless that many more bytes and files leave the floors now. Looks at the disk."""

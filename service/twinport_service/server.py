@@ -24,6 +24,7 @@ from .access import Decide, allow_all
 from .accounts.authenticator import Authenticator
 from .accounts.throttle import Throttle
 from .audit import AuditEntry, AuditEvent, discard
+from .bundling import BUNDLE_BYTES
 from .channel_plane import ChannelBounds, ChannelPlane
 from .channel_rights import ChannelRights
 from .channel_times import ChannelTimes
@@ -72,7 +73,9 @@ class Server:
         self._revision = 0
         self._authenticator: Authenticator | None = None
         self._decide = decide or (allow_all if self._accounts is None else self._accounts.decide)
-        self._limits = Limits(max_file=settings.max_file_bytes, idle=max(1, int(settings.idle_seconds)))
+        self._limits = Limits(
+            bundle=BUNDLE_BYTES, max_file=settings.max_file_bytes, idle=max(1, int(settings.idle_seconds))
+        )
         self._desk = UploadDesk(
             foundation.storage,
             foundation.ledger,

@@ -76,6 +76,11 @@ class UploadDesk:
         self.room.take(spec.size)
         return self.ledger.begin(spec, True, self._key(session))
 
+    @property
+    def max_small_bytes(self) -> int:
+        """The largest file that may be stored without having been opened."""
+        return min(self.max_file_bytes, SMALL_BYTES)
+
     def open(self, spec: UploadSpec, *, reserve: bool = True, session: int | None = None) -> UploadRecord | Published:
         """Open an upload and reserve its room, in the quota and on the disk, or leave that to its first piece; what it
         published, when that id is finished already. ``session`` as of :meth:`open_small`."""

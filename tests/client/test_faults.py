@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -249,12 +250,15 @@ def test_a_small_file_whose_acknowledgement_is_lost_is_asked_for_by_the_same_id(
     hasty: Policy,
 ) -> None:
     path = make_file("file", 1000)
-    uploads: list[bytes] = []
+    asked: list[bytes] = []
+    bundle = bytearray()
     lost = Once()
 
     def rule(passage: Passage, going: str, data: bytes) -> bytes | None:
         if passage.kind == "control" and going == "up":
-            uploads.extend(data.split(b"\n"))
+            asked.extend(line for line in data.split(b"\n") if b" UPLOAD " in line)
+        if passage.kind == "channel" and going == "up":
+            bundle.extend(data)
         if passage.kind == "channel" and going == "down" and lost():
             passage.cut()
             return None
@@ -262,9 +266,8 @@ def test_a_small_file_whose_acknowledgement_is_lost_is_asked_for_by_the_same_id(
 
     client = connect(make_proxy(shared_server, rule), policy=hasty)
     assert client.put(path, prefix).files_done == 1
-    asked = [line.split(b" ", 1)[1] for line in uploads if b" UPLOAD " in line]
-    assert len(asked) == 2
-    assert asked[0] == asked[1]
+    (again,) = [re.findall(rb"upload=([0-9a-f]{32})", line) for line in asked if b"/file " in line]
+    assert bytes.fromhex(again[0].decode()) in bundle
     assert [entry.name for entry in client.list(prefix)] == [f"{prefix}/file"]
     assert client.verify(f"{prefix}/file", path)
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 import random
 import tracemalloc
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
 from hypothesis import strategies as st
+from twinport_protocol.bundle_credit import BundleAnswer
 from twinport_protocol.control import ControlServer, Greeting, Limits
 from twinport_protocol.errors import ErrorCode, Refusal, RemoteProtocolError
 from twinport_protocol.frames import Chunk, FrameEvent, Header
@@ -53,8 +54,9 @@ class FrameLog:
         self.frames: list[Frame] = []
         self._open: tuple[Header, bytearray] | None = None
 
-    def take(self, events: Iterable[FrameEvent]) -> None:
+    def take(self, events: Iterable[FrameEvent | BundleAnswer]) -> None:
         for event in events:
+            assert not isinstance(event, BundleAnswer), "test_bundles.py looks at these"
             if not isinstance(event, Chunk):
                 self.frames.append((event.header, event.body, None))
                 continue
@@ -69,7 +71,9 @@ class FrameLog:
                 self._open = None
 
 
-def frames_of(feed: Callable[[memoryview], list[FrameEvent]], pieces: Iterable[bytes]) -> list[Frame]:
+def frames_of(
+    feed: Callable[[memoryview], Sequence[FrameEvent | BundleAnswer]], pieces: Iterable[bytes]
+) -> list[Frame]:
     """The frames that a decoder makes of a stream that comes in these pieces."""
     log = FrameLog()
     for piece in pieces:

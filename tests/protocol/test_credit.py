@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from twinport_protocol.bundle_credit import BundleAnswer
 from twinport_protocol.channel import ChannelClient, ChannelServer
 from twinport_protocol.control import ControlClient, ControlServer, Greeting, Limits
 from twinport_protocol.errors import ErrorCode
@@ -82,6 +83,7 @@ class ClientEnd:
     def run(self, at_most: int) -> None:
         if self._reads_while_writing or not self._out:
             for event in self._wire.feed(memoryview(self._inward.read(at_most))):
+                assert not isinstance(event, BundleAnswer)
                 self._take(event)
         if not self._out:
             self._send_next()
@@ -154,6 +156,7 @@ class ServerEnd:
     def run(self, at_most: int) -> None:
         if len(self._out) <= OUT_BYTES:
             for event in self._wire.feed(memoryview(self._inward.read(at_most))):
+                assert not isinstance(event, BundleAnswer)
                 self._take(event)
         # Commits end when they end, in any order: not in the order of their PUTs.
         if self._commits and self._chance.random() < 0.3:

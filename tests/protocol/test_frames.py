@@ -8,12 +8,14 @@ from collections.abc import Iterable
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from twinport_protocol.bundles import MAX_BUNDLE_FILES
 from twinport_protocol.errors import ErrorCode, RemoteProtocolError
 from twinport_protocol.frames import (
     COMMIT,
     HEADER_BYTES,
     LAST,
     MAX_BODY_BYTES,
+    MAX_FILES_BYTES,
     FrameDecoder,
     FrameType,
     Header,
@@ -97,7 +99,7 @@ def test_a_frame_is_at_its_end_only_at_its_end(frame: Frame) -> None:
 @given(st.booleans(), st.binary(max_size=200) | st.lists(
     st.builds(
         lambda kind, flags, length, offset: struct.pack("!BBHIIQI", kind, flags, 0, 1, 0, offset, length),
-        st.sampled_from([0, 1, 2, 3, 4, 5, 6, 7, 128, 129, 130, 131, 132, 133, 134, 255]),
+        st.sampled_from([*range(10), *range(128, 138), 255]),
         st.integers(0, 255),
         st.integers(0, 40) | u32,
         st.integers(0, 10) | st.integers(0, 2**64 - 1),
@@ -106,7 +108,8 @@ def test_a_frame_is_at_its_end_only_at_its_end(frame: Frame) -> None:
 ).map(b"".join), places)  # fmt: skip
 def test_garbage_raises_only_the_protocols_error(from_client: bool, stream: bytes, cuts: list[int]) -> None:
     def decode(pieces: Iterable[bytes]) -> list[Frame]:
-        return frames_of(FrameDecoder(from_client=from_client, max_piece_bytes=PIECE).feed, pieces)
+        decoder = FrameDecoder(from_client=from_client, max_piece_bytes=PIECE, max_bundle_bytes=PIECE)
+        return frames_of(decoder.feed, pieces)
 
     whole = attempt(decode, [stream])
     assert isinstance(whole, list) or whole is ErrorCode.BAD_REQUEST
@@ -141,7 +144,7 @@ def test_a_server_refuses(stream: bytes) -> None:
         header(FrameType.PUT, 0), header(FrameType.GET, 0), header(FrameType.ACK, 1), header(FrameType.FAIL, 1),
         header(FrameType.GOODBYE, 1), header(FrameType.SEG, PIECE + 1), header(FrameType.SEG, 1, MAX_SIZE),
         header(FrameType.MANIFEST_IS, MAX_SEGMENTS * DIGEST_BYTES + 1), header(FrameType.HAVE_IS, MAX_BODY_BYTES + 1),
-        header(135, 0),
+        header(FrameType.ACKS, 2 * MAX_BUNDLE_FILES + 1), header(FrameType.FILES, MAX_FILES_BYTES + 1), header(137, 0),
     ],
 )  # fmt: skip
 def test_a_client_refuses(stream: bytes) -> None:

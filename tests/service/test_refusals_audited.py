@@ -52,6 +52,7 @@ TABLE: dict[Verb, list[Asked]] = {
     ],
     Verb.COMMIT: [Asked((MINE.hex(),), {"generation": "1", "root": "0" * 64})],
     Verb.RENEW: [Asked(("ticket",)), Asked(("old ticket",)), Asked(("nonsense",))],
+    Verb.BUNDLE: [Asked(("UPLOAD",)), Asked(("DOWNLOAD",))],
     Verb.DOWNLOAD: [Asked(("box/file",), file="box/file"), Asked(("nothing",), file="nothing")],
     Verb.LIST: [Asked(), Asked(("box",), file="box")],
     Verb.STAT: [Asked(("box/file",), file="box/file"), Asked(("nothing",), file="nothing")],

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from twinport_protocol.errors import Refusal
 from twinport_protocol.names import RemoteName
@@ -83,6 +83,25 @@ OnDone = Callable[[Published | Refusal], None]
 """Called exactly once, from any thread, when a commit is durable or has failed. Must not block or raise."""
 OnProgress = Callable[[int], None]
 """Called now and then with the bytes made durable so far."""
+
+
+class WholeFile(NamedTuple):
+    """A small file whose bytes are all in hand, on its way to its name. ``digest`` is its root, compared already;
+    ``on_done`` tells its outcome."""
+
+    spec: UploadSpec
+    data: Buffer
+    digest: bytes
+    on_done: OnDone
+
+
+class SmallFile(NamedTuple):
+    """A stored file of at most ``SMALL_BYTES`` with its bytes, which nobody has compared with its root yet."""
+
+    data: Buffer
+    mtime_ns: int
+    executable: bool
+    root: bytes
 
 
 @dataclass(frozen=True)
@@ -205,6 +224,9 @@ class Storage(Protocol):
         too many are under way (back-pressure), never for its own durability. ``digest`` is the root: that of the only
         segment."""
 
+    def commit_small_files(self, files: Sequence[WholeFile]) -> None:
+        """As ``commit_small`` of each of them, handed over at once. Raises only before any of them was taken."""
+
     def abort(self, upload_id: bytes) -> None:
         """Forget an upload's staging. Harmless when unknown."""
 
@@ -220,6 +242,10 @@ class Storage(Protocol):
         Makes a missing or outdated manifest anew (then this takes as long as hashing; ``HashingNeeded`` where not
         ``may_hash``, to be asked again by whoever has the time). ``FileNotFound``, ``Denied`` (a
         symlink, device, pipe, directory), ``Changed`` (it changes faster than it can be hashed)."""
+
+    def read_small(self, name: RemoteName, most_bytes: int) -> SmallFile:
+        """The current version of a small file, whole. ``FileNotFound``, ``Denied``; ``TooLarge`` for more than
+        ``most_bytes`` or ``SMALL_BYTES``; ``HashingNeeded`` where its root is not known."""
 
     def open_reader(self, token: bytes) -> Reader:
         """The bytes of a version. ``VersionGone``."""

@@ -22,7 +22,7 @@ import os
 import sqlite3
 import stat
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,8 +42,10 @@ from .contract import (
     OnProgress,
     Page,
     Published,
+    SmallFile,
     UploadSpec,
     VersionInfo,
+    WholeFile,
 )
 from .disk_door import DiskDoor
 from .listing import Listing
@@ -242,6 +244,16 @@ class LocalStorage:
         else:
             self._staged.verify_first(commit, lambda: self._small.submit(commit, data))
 
+    def commit_small_files(self, files: Sequence[WholeFile]) -> None:
+        """See the contract."""
+        if any(len(file.data) > SMALL_BYTES for file in files):
+            raise ValueError("one of them is not a small file")
+        plain = [file for file in files if file.spec.precondition.if_match is None]
+        self._small.submit_all([(Commit(file.spec, file.digest, None, file.on_done), file.data) for file in plain])
+        for file in files:
+            if file.spec.precondition.if_match is not None:
+                self.commit_small(file.spec, bytes(file.data), file.digest, file.on_done)
+
     def abort(self, upload_id: bytes) -> None:
         """See the contract."""
         self._staging.remove(upload_id)
@@ -281,6 +293,11 @@ class LocalStorage:
             version = Version(name, identity, manifest.root)
         is_executable = bool(mode & stat.S_IXUSR)
         return VersionInfo(version.token(), name, identity.size, identity.mtime_ns, is_executable, manifest.root)
+
+    def read_small(self, name: RemoteName, most_bytes: int) -> SmallFile:
+        """See the contract."""
+        with self._noticing(name):
+            return self._manifests.read_small(name, min(most_bytes, SMALL_BYTES))
 
     def open_reader(self, token: bytes) -> LocalReader:
         """See the contract."""

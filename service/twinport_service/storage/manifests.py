@@ -8,6 +8,7 @@ seconds: a change within the same tick of the file system's clock would leave no
 from __future__ import annotations
 
 import sqlite3
+import stat
 import threading
 import time
 from collections.abc import Callable
@@ -20,9 +21,10 @@ from twinport_protocol.segments import DIGEST_BYTES, Layout, Manifest
 from twinport_service.usage import UsageKeeper
 
 from .catalogue import Catalogue
-from .contract import HashingNeeded
+from .contract import HashingNeeded, SmallFile
 from .disk_door import DiskDoor
 from .rows import NewRow
+from .staging import read_all
 from .tree import Identity, Tree
 from .troubles import refusal_of
 
@@ -101,6 +103,25 @@ class Manifests:
                 if known is not None:
                     return known
         raise Refusal(ErrorCode.CHANGED, "the file changes faster than it can be hashed")
+
+    def read_small(self, name: str, most_bytes: int) -> SmallFile:
+        """A file of at most ``most_bytes`` with its bytes and its recorded root. Refusals as :meth:`open`;
+        ``TooLarge``, ``HashingNeeded``."""
+        fd, identity, mode = self._tree.open_file(name)
+        try:
+            if identity.size > most_bytes:
+                raise Refusal(ErrorCode.TOO_LARGE, "not for a bundle")
+            manifest = self.recorded(name, identity)
+            if manifest is None:
+                raise HashingNeeded
+            data = bytearray(identity.size)
+            if read_all(self._door, fd, memoryview(data), 0) != identity.size:
+                raise Refusal(ErrorCode.CORRUPT, "the file was cut short")
+        except OSError as error:
+            raise refusal_of(error) from None
+        finally:
+            self._door.drop(fd)
+        return SmallFile(data, identity.mtime_ns, bool(mode & stat.S_IXUSR), manifest.root)
 
     def _hash_once(self, name: str) -> KnownFile | None:
         with self._publication_lock:

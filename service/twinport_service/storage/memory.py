@@ -20,7 +20,20 @@ from twinport_protocol.segments import Manifest
 
 from twinport_service.usage import Owned, Stored, UsageBook, UsageKeeper
 
-from .contract import Buffer, Entry, OnDone, OnProgress, Page, Precondition, Published, UploadSpec, VersionInfo
+from .contract import (
+    SMALL_BYTES,
+    Buffer,
+    Entry,
+    OnDone,
+    OnProgress,
+    Page,
+    Precondition,
+    Published,
+    SmallFile,
+    UploadSpec,
+    VersionInfo,
+    WholeFile,
+)
 
 FINISHED_SECONDS = 24 * 3600
 
@@ -161,6 +174,11 @@ class MemoryStorage:
         """See the contract."""
         on_done(self._outcome(lambda: self._commit_whole(spec, bytes(data), Manifest(len(data), digest))))
 
+    def commit_small_files(self, files: Sequence[WholeFile]) -> None:
+        """See the contract."""
+        for file in files:
+            self.commit_small(file.spec, bytes(file.data), file.digest, file.on_done)
+
     def abort(self, upload_id: bytes) -> None:
         """See the contract."""
         with self._lock:
@@ -260,6 +278,16 @@ class MemoryStorage:
                 self._opened.popitem(last=False)
             size = len(version.data)
             return VersionInfo(token, name, size, version.mtime_ns, version.executable, version.manifest.root)
+
+    def read_small(self, name: RemoteName, most_bytes: int) -> SmallFile:
+        """See the contract; every root is known."""
+        with self._lock:
+            version = self._files.get(name)
+            if version is None:
+                raise Refusal(ErrorCode.DENIED if name in self._directories else ErrorCode.FILE_NOT_FOUND)
+            if len(version.data) > min(most_bytes, SMALL_BYTES):
+                raise Refusal(ErrorCode.TOO_LARGE)
+            return SmallFile(version.data, version.mtime_ns, version.executable, version.manifest.root)
 
     def open_reader(self, token: bytes) -> MemoryReader:
         """See the contract."""

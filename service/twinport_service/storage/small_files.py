@@ -15,11 +15,13 @@ import os
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 
 from twinport_protocol.errors import ErrorCode, Refusal
 
 from twinport_service.log import get_log
 
+from .contract import Buffer
 from .disk_door import DiskDoor
 from .publication import Commit, Publisher, tell
 from .staging import Staging, write_all
@@ -57,7 +59,7 @@ class SmallFlusher:
         self._batch_files = batch_files
         self._max_files = max_files
         self._max_bytes = max_bytes
-        self._waiting: deque[tuple[Commit, bytes]] = deque()
+        self._waiting: deque[tuple[Commit, Buffer]] = deque()
         self._changed = threading.Condition()
         self._files = 0
         self._bytes = 0
@@ -69,17 +71,23 @@ class SmallFlusher:
         """Begin to take files."""
         self._thread.start()
 
-    def submit(self, commit: Commit, data: bytes) -> None:
+    def submit(self, commit: Commit, data: Buffer) -> None:
         """Hand over one file with its bytes."""
+        self.submit_all([(commit, data)])
+
+    def submit_all(self, files: Sequence[tuple[Commit, Buffer]]) -> None:
+        """Hand over some files with their bytes, few enough that they may go beyond the bounds together."""
+        size_bytes = sum(len(data) for _, data in files)
         with self._changed:
-            while self._files >= self._max_files or (self._files and self._bytes + len(data) > self._max_bytes):
+            while self._files >= self._max_files or (self._files and self._bytes + size_bytes > self._max_bytes):
                 self._changed.wait()
             if self._is_closing:
                 raise Refusal(ErrorCode.SHUTTING_DOWN)
-            self._files += 1
-            self._bytes += len(data)
-            self._waiting.append((commit, data))
-            if len(self._waiting) == 1:
+            self._files += len(files)
+            self._bytes += size_bytes
+            was_empty = not self._waiting
+            self._waiting.extend(files)
+            if was_empty:
                 self._changed.notify_all()
 
     def close(self) -> None:
@@ -111,7 +119,7 @@ class SmallFlusher:
                 self._bytes -= sum(len(data) for _, data in batch)
                 self._changed.notify_all()
 
-    def flush(self, batch: list[tuple[Commit, bytes]]) -> list[Commit]:
+    def flush(self, batch: Sequence[tuple[Commit, Buffer]]) -> list[Commit]:
         """Write files and make them durable; those for which that failed are told so and left out."""
         directory = self._staging.next_directory()
         is_together = self._may_flush_together(len(batch))
@@ -174,7 +182,7 @@ class SmallFlusher:
                 flushed.append(commit)
         return flushed
 
-    def _write(self, commit: Commit, data: bytes, directory: int) -> int:
+    def _write(self, commit: Commit, data: Buffer, directory: int) -> int:
         name = self._staging.next_name()
         fd = self._door.open_at(directory, name, _CREATE, 0o777 if commit.spec.executable else 0o666)
         commit.directory = directory
