@@ -107,8 +107,8 @@ class Client:
         an interrupted run has sent is not sent again. ``if_absent`` refuses to replace. With ``check`` a failure is
         raised after the rest was sent (the file's own error, or ``PartialFailureError``); without, look at the report.
         """
-        from .feeds import UploadFeed  # noqa: PLC0415  # a listing must not pay for it
         from .upload_engine import UploadEngine  # noqa: PLC0415
+        from .upload_feed import UploadFeed  # noqa: PLC0415  # a listing must not pay for it
         from .upload_lane import UploadLane  # noqa: PLC0415
 
         session = self._connected()
@@ -150,8 +150,8 @@ class Client:
         kept. ``check`` as in :meth:`put`.
         """
         from .download_engine import DownloadEngine  # noqa: PLC0415  # as in put
+        from .download_feed import DownloadFeed  # noqa: PLC0415
         from .download_lane import DownloadLane  # noqa: PLC0415
-        from .feeds import DownloadFeed  # noqa: PLC0415
         from .flusher import Flusher  # noqa: PLC0415
         from .target_tree import TargetTree  # noqa: PLC0415
 

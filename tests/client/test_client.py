@@ -12,8 +12,8 @@ import twinport
 from blake3 import blake3
 from twinport import errors
 from twinport.client import Client
+from twinport.download_feed import DownloadFeed, Wanted
 from twinport.entries import RemoteEntry
-from twinport.feeds import DownloadFeed, Wanted
 from twinport.partials import partial_name
 from twinport.report import TransferReport
 from twinport_protocol.segments import MIN_SEGMENT_BYTES, Layout

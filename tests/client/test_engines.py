@@ -18,11 +18,11 @@ from twinport import errors
 from twinport.download_engine import DownloadEngine
 from twinport.download_lane import DownloadLane
 from twinport.engine import EventKind, Policy
-from twinport.feeds import UploadFeed
 from twinport.flusher import Flusher
 from twinport.sources import find_source
 from twinport.target_tree import TargetTree
 from twinport.upload_engine import UploadEngine
+from twinport.upload_feed import UploadFeed
 from twinport.upload_lane import UploadLane
 from twinport_protocol.control import ControlServer, Limits
 from twinport_protocol.errors import ErrorCode

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from twinport_protocol.auth import SshSignature, login_message, parse_user
 from twinport_protocol.errors import ErrorCode, ProtocolError, Refusal
@@ -102,7 +102,7 @@ class Authenticator:
 
     def conclude(self, login: LoggedIn, refusal: Refusal | None = None) -> None:
         """Write down a login that succeeded, once it is certain that its user may come in; or why that is not so."""
-        self._record(login.entry if refusal is None else replace(login.entry, outcome=refusal.code.value))
+        self._record(login.entry if refusal is None else login.entry._replace(outcome=refusal.code.value))
 
     def close(self) -> None:
         """End the threads, once what waits was checked."""
