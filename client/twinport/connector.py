@@ -159,8 +159,9 @@ class Connector:
         except BaseException:
             connection.close()
             raise
+        line = stream.look()
         link = ControlLink(stream, opening.protocol, self._clock, self._ping_seconds)
-        return Session(link, opening.protocol.limits, channels, identity)
+        return Session(link, opening.protocol.limits, channels, identity, line)
 
     def _trusting(self) -> Trust:
         if self._trust is None:

@@ -52,6 +52,11 @@ class DownloadTroubles(EngineBase):
         job.size = size_hint
         self._fresh.append(job)
 
+    @property
+    def has_requests(self) -> bool:
+        """Whether there may be commands to send."""
+        return bool(self._again or self._fresh)
+
     def next_requests(self, room: int) -> list[Request]:
         """At most ``room`` commands to send now."""
         requests: list[Request] = []
