@@ -60,12 +60,12 @@ class Client:
         *,
         security: Security | None = None,
         login: Login | None = None,
-        channels: int = 4,
+        channels: int | None = None,
         patience_seconds: float = PATIENCE_SECONDS,
         silent_seconds: float = SILENT_SECONDS,
         policy: Policy | None = None,
     ) -> None:
-        if channels < 1:
+        if channels is not None and channels < 1:
             raise UsageError("a transfer needs at least one channel")
         self._channels = channels
         self._patience_seconds = patience_seconds
@@ -186,6 +186,7 @@ class Client:
             transfer.run(feed.items(), lambda item: feed.add(engine, tree, item))
         finally:
             flusher.close()
+            engine.report.timings.flushing_seconds = flusher.seconds
             _finish(tree)
         if check:
             engine.report.raise_for_failures()

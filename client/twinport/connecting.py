@@ -27,7 +27,7 @@ def connect(  # noqa: PLR0913  # keywords that most callers leave out
     tls: bool | None = None,
     plaintext: bool = False,
     ca_file: str | os.PathLike[str] | None = None,
-    channels: int = 4,
+    channels: int | None = None,
     patience_seconds: float = PATIENCE_SECONDS,
     silent_seconds: float = SILENT_SECONDS,
     policy: Policy | None = None,
@@ -41,9 +41,9 @@ def connect(  # noqa: PLR0913  # keywords that most callers leave out
     file; also a public key, whose other half the SSH agent holds) or ``password``, or ``token``, which must be that of
     ``user`` if one is named; with ``user`` alone the agent's keys and the usual key files are tried.
 
-    ``channels`` bounds the data connections of a transfer; ``patience_seconds`` how long one goes on trying while
-    nothing moves; ``silent_seconds`` how long a data connection may owe an answer. ``NetworkError``, ``BusyError``,
-    ``TrustError``, ``LoginError``, ``UsageError``.
+    ``channels`` bounds the data connections of a transfer, which opens as many as its line is worth;
+    ``patience_seconds`` how long one goes on trying while nothing moves; ``silent_seconds`` how long a data connection
+    may owe an answer. ``NetworkError``, ``BusyError``, ``TrustError``, ``LoginError``, ``UsageError``.
     """
     if plaintext and tls:
         raise UsageError("TLS and plaintext at once make no sense")

@@ -19,6 +19,7 @@ from .known_servers import KnownServers
 from .login import Login
 from .session import Identity, LoginLostError, Opening, Session, home_in, user_in
 from .streams import CONNECT_SECONDS, SILENT_SECONDS, stream_of, tune
+from .timings import OpeningTimes
 
 if TYPE_CHECKING:
     from .trust import Trust
@@ -83,6 +84,7 @@ class Connector:
         self._clock = clock
         self._trust: Trust | None = None
         self._wants_tls = False
+        self._connect_took = 0.0
 
     def open(self) -> Session:
         """Connect, greet, log in. ``NetworkError``, ``BusyError``, ``LoginError``, ``TrustError``, ``UsageError``."""
@@ -132,12 +134,14 @@ class Connector:
         certificate: bytes | None = None
         tls_version: str | None = None
         connection: socket.socket
+        began = time.perf_counter()
         if uses_tls:
             tls, certificate = self._trusting().secure(self._connect, self._connect_seconds)
             tls_version = tls.version()
             connection = tls
         else:
             connection = self._connect()
+        secured = time.perf_counter()
         try:
             opening = Opening(connection, self.address, self._agent)
             opening.greet()
@@ -159,8 +163,11 @@ class Connector:
         except BaseException:
             connection.close()
             raise
+        line = stream.look()
+        secure_seconds = secured - began - self._connect_took
+        times = OpeningTimes(self._connect_took, secure_seconds, time.perf_counter() - secured)
         link = ControlLink(stream, opening.protocol, self._clock, self._ping_seconds)
-        return Session(link, opening.protocol.limits, channels, identity)
+        return Session(link, opening.protocol.limits, channels, identity, line, times)
 
     def _trusting(self) -> Trust:
         if self._trust is None:
@@ -181,8 +188,11 @@ class Connector:
         return self._trust
 
     def _connect(self) -> socket.socket:
+        began = time.perf_counter()
         try:
-            return socket.create_connection((self.address.host, self.address.port), self._connect_seconds)
+            connection = socket.create_connection((self.address.host, self.address.port), self._connect_seconds)
+            self._connect_took = time.perf_counter() - began
+            return connection
         except OSError as error:
             reason = error.strerror or str(error) or type(error).__name__
             text = f"no connection to {self.address}: {reason}; is twinportd running there, and is the port open?"

@@ -19,7 +19,7 @@ from twinport_protocol.messages import Reply, ReplyKind, Verb
 
 from .engine import Request
 from .errors import NetworkError, ServerProtocolError, TwinportError, nonsense
-from .streams import Stream
+from .streams import Outgoing, Stream
 from .wake import Waker
 
 READ_BYTES = 256 * 1024
@@ -99,7 +99,7 @@ class ControlLink:
         self._waiting: dict[int, Call | Request | None] = {}
         self._closing = False
         self._error: TwinportError | None = None
-        self._out: deque[memoryview] = deque()
+        self._out: Outgoing = deque()
         self._heard = clock()
         self._pinged = False
         self.is_draining = False

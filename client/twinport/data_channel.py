@@ -15,15 +15,18 @@ from collections.abc import Callable, Sequence
 from twinport_protocol.errors import ProtocolError
 
 from .addresses import Address
+from .congestion import LineFacts
 from .errors import NetworkError, TrustError, TwinportError, nonsense
-from .lane import Buffer, ChannelClosingError, Lane
-from .streams import CONNECT_SECONDS, SILENT_SECONDS, Stream, connect_channel, stream_of, tune
+from .lane import Buffer, ChannelClosingError, FilePiece, Lane
+from .streams import CONNECT_SECONDS, SILENT_SECONDS, FileRange, Outgoing, Stream, connect_channel, stream_of, tune
+from .timings import Stopwatch
 from .wake import Waker
 
 READ_BYTES = 1024 * 1024
 SMALL_BYTES = 64 * 1024
 FINISH_SECONDS = 10.0
 FINISH_SILENT_SECONDS = 1.0
+LOOK_SECONDS = 0.4
 UNUSED_SECONDS = 2.0
 """A channel that nobody needed for so long may be closed by the server without being called lost."""
 
@@ -51,6 +54,10 @@ class DataChannel:
         self.lane = lane
         self.error: TwinportError | None = None
         self.is_idle = False
+        self.watch = Stopwatch()
+        """Where this channel's time goes; for others once it has ended."""
+        self.line = LineFacts()
+        """The line, as it was a moment ago."""
         self._was_used = False
         self._queued_bytes = 0
         self.address: Address | None = None
@@ -63,9 +70,10 @@ class DataChannel:
         self._read_bytes = read_bytes
         self._waker = Waker()
         self._stopping = False
+        self._is_overtaken = False
         self._finish_by: float | None = None
         self._connected_at = 0.0
-        self._out: deque[memoryview] = deque()
+        self._out: Outgoing = deque()
         self._thread = threading.Thread(target=self._run, name="twinport-channel", daemon=True)
 
     def start(self) -> None:
@@ -81,6 +89,21 @@ class DataChannel:
         self._stopping = True
         self._waker.wake()
 
+    @property
+    def is_retiring(self) -> bool:
+        """Whether it takes no more orders."""
+        return self.lane.is_retiring
+
+    def retire(self) -> None:
+        """Take no more orders, and end when those in hand are done: nothing of them has to be done again."""
+        self.lane.is_retiring = True
+        self._waker.wake()
+
+    def overtake(self) -> None:
+        """Others go on with what it has in hand: give it up."""
+        self._is_overtaken = True
+        self._waker.wake()
+
     def finish(self) -> None:
         """Ask for nothing more, take the answers that are on their way, and end. Whatever the server still owes after
         ``FINISH_SECONDS``, or after a shorter silence, is given up."""
@@ -94,8 +117,10 @@ class DataChannel:
 
     def _run(self) -> None:
         stream: Stream | None = None
+        self.watch.start()
         try:
             stream = self._connect()
+            self.watch.lap("connecting")
             if stream is not None:
                 self._loop(stream)
         except ProtocolError as broken:
@@ -144,20 +169,21 @@ class DataChannel:
         view = memoryview(bytearray(self._read_bytes))
         self._out.append(memoryview(self.lane.protocol.open()))
         moved = self._clock()
+        look_at = moved
         while not self._stopping:
+            if self._is_overtaken:
+                stream.drop_unsent()
+                return
             finish_by = self._finish_by
             if finish_by is not None and (not self.lane.is_waiting or self._clock() > finish_by):
                 return
             if not self._out and finish_by is None:
-                self._queue(self.lane.fill())
-            try:
-                wrote = bool(self._out) and stream.send(self._out)
-            except OSError:
-                # A reset fails the next write first, though answers that came before it still wait to be read.
-                while self._read(stream, view):
-                    pass
-                raise
-            if wrote:
+                buffers = self.lane.fill()
+                self._queue(buffers, self.lane.file_piece if stream.takes_files else None)
+                self.watch.lap("preparing")
+                if not self._out and self.is_retiring and not self.lane.is_waiting:
+                    return
+            if self._out and self._send(stream, view):
                 self._was_used = self._was_used or self.lane.is_waiting
                 moved = self._clock()
                 if not self._out and not self._poll_now(poll, number):
@@ -169,6 +195,9 @@ class DataChannel:
             if wanted != watched:
                 poll.modify(number, wanted)
                 watched = wanted
+            if moved >= look_at:
+                self.line = stream.look()
+                look_at = moved + LOOK_SECONDS
             due = self.lane.is_waiting or bool(self._out)
             self.is_idle = not due
             left = moved + self._silent_seconds - self._clock()
@@ -177,14 +206,11 @@ class DataChannel:
                 if left <= 0:
                     return
             if due and left <= 0:
-                # On a slow line one piece may be under way for longer: as long as it shrinks, it moves.
-                queued = stream.unsent_bytes()
-                if queued == self._queued_bytes:
-                    raise NetworkError(f"a data connection was silent for {self._silent_seconds:.0f} s")
-                self._queued_bytes = queued
+                self._check_queue(stream)
                 moved = self._clock()
                 continue
             ready = dict(poll.poll(int(left * 1000) + 1 if due else None))
+            self.watch.lap("waiting")
             self.is_idle = False
             if self._waker.fileno() in ready:
                 self._waker.clear()
@@ -193,12 +219,33 @@ class DataChannel:
             if stream.may_read(ready.get(number, 0)) and self._read(stream, view):
                 moved = self._clock()
 
+    def _send(self, stream: Stream, view: memoryview) -> bool:
+        """Send what goes now; whether that was anything."""
+        try:
+            moved = stream.send(self._out)
+            self.watch.lap("sending")
+            return moved
+        except OSError:
+            # A reset fails the next write first, though answers that came before it still wait to be read.
+            while self._read(stream, view):
+                pass
+            raise
+
+    def _check_queue(self, stream: Stream) -> None:
+        """On a slow line one piece may be under way for long: as long as what the kernel holds of it shrinks, it moves.
+        ``NetworkError`` when it does not."""
+        queued = stream.unsent_bytes()
+        if queued == self._queued_bytes:
+            stream.drop_unsent()
+            raise NetworkError(f"a data connection was silent for {self._silent_seconds:.0f} s")
+        self._queued_bytes = queued
+
     def _poll_now(self, poll: select.poll, number: int) -> bool:
         """Whether there is something to read already."""
         return any(found == number for found, _ in poll.poll(0))
 
-    def _queue(self, buffers: list[Buffer]) -> None:
-        """Many small buffers become one; large ones stay where they are."""
+    def _queue(self, buffers: list[Buffer], on_file: FilePiece | None) -> None:
+        """Many small buffers become one; large ones stay where they are, or go straight from their file."""
         small: list[Buffer] = []
         for buffer in buffers:
             if len(buffer) <= SMALL_BYTES:
@@ -207,15 +254,20 @@ class DataChannel:
             if small:
                 self._out.append(memoryview(b"".join(small)))
                 small = []
-            self._out.append(memoryview(buffer))
+            if on_file is not None and buffer is on_file.data:
+                self._out.append(FileRange(on_file.descriptor, on_file.offset, len(buffer)))
+            else:
+                self._out.append(memoryview(buffer))
         if small:
             self._out.append(memoryview(b"".join(small)))
 
     def _read(self, stream: Stream, view: memoryview) -> bool:
         count = stream.receive_into(view)
+        self.watch.lap("receiving")
         if count is None:
             return False
         if count == 0:
             raise NetworkError("the server closed a data connection")
         self.lane.receive(view[:count])
+        self.watch.lap("taking")
         return True

@@ -39,10 +39,11 @@ _CHECK_BYTES = 1024 * 1024
 class _Fetch:
     """One order in the hands of this lane."""
 
-    __slots__ = ("asked", "at", "body", "claimed", "hasher", "kept", "order")
+    __slots__ = ("asked", "at", "body", "claimed", "hasher", "kept", "length", "order")
 
     def __init__(self, order: Order) -> None:
         self.order = order
+        self.length: int = order.job.layout.length(order.segment)
         self.asked = order.offset
         self.at = order.offset
         self.kept = order.offset
@@ -74,6 +75,12 @@ class DownloadLane(Lane):
         self._current: _Fetch | None = None
         self._buffer = memoryview(bytearray(_CHECK_BYTES))
 
+    @property
+    def left_bytes(self) -> int:
+        """See :class:`Lane`."""
+        fetch = self._current
+        return self.protocol.unanswered_bytes + (fetch.length - fetch.asked if fetch is not None else 0)
+
     # sending ---------------------------------------------------------------------------------------------------------
 
     def fill(self) -> list[Buffer]:
@@ -104,7 +111,7 @@ class DownloadLane(Lane):
         attachments = self._limits.attachments - self.protocol.attachment_count
         credit = self._limits.credit - self.protocol.unanswered_bytes
         files = min(frames, attachments, BATCH_FILES)
-        if files < 1 or credit < min(BATCH_BYTES, ahead):
+        if self.is_retiring or files < 1 or credit < min(BATCH_BYTES, ahead):
             return []
         with self._lock:
             bundle = self._engine.take_bundle(credit)
@@ -278,6 +285,7 @@ class DownloadLane(Lane):
     def _on_chunk(self, chunk: Chunk) -> bool:
         fetch = self._gets[0]
         header = chunk.header
+        self.moved_bytes += len(chunk.data)
         ends = chunk.ends and bool(header.flags & LAST)
         if ends:
             self._gets.popleft()

@@ -64,6 +64,11 @@ class DownloadTroubles(EngineBase):
                 job.begin()
         (self._fresh_small if job.is_listed else self._fresh).append(job)
 
+    @property
+    def has_requests(self) -> bool:
+        """Whether there may be commands to send."""
+        return bool(self._again or self._fresh or self._fresh_small)
+
     def next_requests(self, room: int) -> list[Request]:
         """At most ``room`` commands to send now."""
         requests: list[Request] = []

@@ -163,6 +163,10 @@ class Engine(Protocol):
         """Whether more may be added."""
 
     @property
+    def has_requests(self) -> bool:
+        """Whether :meth:`next_requests` may have some; asked often, so cheap and at times too hopeful."""
+
+    @property
     def order_count(self) -> int:
         """Orders ready for a channel, without those being taken."""
 

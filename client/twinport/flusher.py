@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -46,6 +47,8 @@ class Flusher:
         self._in_hand = 0
         self._closing = False
         self._thread: threading.Thread | None = None
+        self.seconds = 0.0
+        """How long groups were flushed and renamed, in all."""
 
     def start(self) -> None:
         """Flush in a thread of its own from now on."""
@@ -66,9 +69,11 @@ class Flusher:
         with self._changed:
             group, self._waiting = self._waiting, []
         if group:
+            began = time.perf_counter()
             try:
                 self._publish(group)
             finally:
+                self.seconds += time.perf_counter() - began
                 with self._changed:
                     self._in_hand -= len(group)
                     self._changed.notify_all()

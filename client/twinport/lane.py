@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from twinport_protocol.bundle_credit import BundleAnswer
 from twinport_protocol.channel import ChannelClient
@@ -26,6 +26,14 @@ BATCH_BYTES = 256 * 1024
 BATCH_FILES = 64
 
 
+class FilePiece(NamedTuple):
+    """Bytes that were read from a file, and where they are in it; open until the next :meth:`Lane.fill`."""
+
+    data: memoryview
+    descriptor: int
+    offset: int
+
+
 class ChannelClosingError(Exception):
     """The server says goodbye, or gave the channel up: what is unanswered was not received."""
 
@@ -35,6 +43,12 @@ class Lane(ABC):
 
     def __init__(self, lock: threading.Lock, limits: Limits, on_change: Callable[[], None]) -> None:
         self.protocol = ChannelClient(limits)
+        self.moved_bytes = 0
+        """Of files: acknowledged by the server, or here."""
+        self.file_piece: FilePiece | None = None
+        """Of what :meth:`fill` gave last, what may as well be sent from its file."""
+        self.is_retiring = False
+        """Set from any thread: what was begun is ended, and nothing else is begun."""
         self._lock = lock
         self._limits = limits
         self._on_change = on_change
@@ -46,6 +60,11 @@ class Lane(ABC):
     def is_waiting(self) -> bool:
         """Whether the server owes an answer."""
         return self.protocol.unanswered_frames > 0
+
+    @property
+    @abstractmethod
+    def left_bytes(self) -> int:
+        """Of segments in its hands, what is not yet moved; for any thread, so only nearly right."""
 
     @abstractmethod
     def fill(self) -> list[Buffer]:

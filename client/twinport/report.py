@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from .errors import PartialFailureError, TwinportError
+from .timings import Timings
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class TransferReport:
     bytes_kept: int = 0
     failures: list[Failure] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    timings: Timings = field(default_factory=Timings, compare=False, repr=False)
+    """Where the time went."""
 
     def raise_for_failures(self) -> None:
         """Nothing if all went well; the one error if one file was asked for; else ``PartialFailureError``."""

@@ -17,9 +17,11 @@ from twinport_protocol.names import parse_name
 from twinport_protocol.numbers import parse_size
 
 from .addresses import MAX_PORT, Address
+from .congestion import LineFacts
 from .control_link import ControlLink
 from .errors import BusyError, LoginError, NetworkError, TwinportError, refusal
 from .login import Login, Proof, Situation
+from .timings import OpeningTimes
 from .walk import show
 
 NONCE_BYTES = 16
@@ -62,15 +64,24 @@ def home_in(options: Mapping[str, str]) -> str:
 
 
 class Session:
-    """One control connection that has been greeted and logged in, and the addresses of its channels."""
+    """One control connection that has been greeted and logged in, and the addresses of its channels. ``line`` is how it
+    was found then, ``opening`` how long that took."""
 
     def __init__(
-        self, link: ControlLink, limits: Limits, channel_addresses: tuple[Address, ...], identity: Identity
+        self,
+        link: ControlLink,
+        limits: Limits,
+        channel_addresses: tuple[Address, ...],
+        identity: Identity,
+        line: LineFacts,
+        opening: OpeningTimes,
     ) -> None:
         self.link = link
         self.limits = limits
         self.channel_addresses = channel_addresses
         self.identity = identity
+        self.line = line
+        self.opening = opening
 
     def close(self) -> None:
         """Say goodbye and close."""

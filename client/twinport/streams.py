@@ -7,24 +7,54 @@ records, may want to write in order to read, and holds decrypted bytes that no p
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
+import os
 import select
 import socket
+import struct
 import sys
 import termios
 from collections import deque
 from typing import Protocol
 
 from .addresses import Address
+from .congestion import LineFacts, look_at, suit
 
 CONNECT_SECONDS = 10.0
 SILENT_SECONDS = 15.0
 """A connection that owes an answer for so long is given up."""
 MAX_BUFFERS = 512
+_MORE = getattr(socket, "MSG_MORE", 0)
+_NO_SENDFILE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+class FileRange:
+    """``length`` bytes of an open file from ``offset`` on, to be sent as they are in the page cache. Shrinks as it is
+    sent."""
+
+    __slots__ = ("descriptor", "length", "offset")
+
+    def __init__(self, descriptor: int, offset: int, length: int) -> None:
+        self.descriptor = descriptor
+        self.offset = offset
+        self.length = length
+
+    def advance(self, count: int) -> None:
+        """So many bytes went."""
+        self.offset += count
+        self.length -= count
+
+
+Outgoing = deque["memoryview | FileRange"]
+"""What is to be sent, in its order."""
 
 
 class Stream(Protocol):
     """A connected, non-blocking connection. ``OSError`` from any call: it is lost."""
+
+    takes_files: bool
+    """Whether :meth:`send` takes ranges of files."""
 
     def fileno(self) -> int:
         """The descriptor to poll."""
@@ -41,11 +71,17 @@ class Stream(Protocol):
     def receive_into(self, view: memoryview) -> int | None:
         """How many bytes were read, 0 at the end of the stream, None when there are none now."""
 
-    def send(self, out: deque[memoryview]) -> bool:
+    def send(self, out: Outgoing) -> bool:
         """Take from the head of ``out`` what the line takes now; whether that was anything."""
 
     def unsent_bytes(self) -> int:
         """What the peer's kernel has not acknowledged yet; 0 where this system does not tell."""
+
+    def look(self) -> LineFacts:
+        """What the kernel knows of the line."""
+
+    def drop_unsent(self) -> None:
+        """What the kernel holds and has not sent is not to be sent after :meth:`close`: others send it."""
 
     def close(self) -> None:
         """End both directions and release the descriptor; harmless when the other side was first."""
@@ -70,6 +106,15 @@ class SocketStream:
             return 0
         return int.from_bytes(answer, sys.byteorder)
 
+    def look(self) -> LineFacts:
+        """What the kernel knows of the line."""
+        return look_at(self._connection)
+
+    def drop_unsent(self) -> None:
+        """What the kernel holds and has not sent is not to be sent after :meth:`close`: others send it."""
+        with contextlib.suppress(OSError):
+            self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
     def close(self) -> None:
         """End both directions and release the descriptor; harmless when the other side was first."""
         with contextlib.suppress(OSError):
@@ -79,6 +124,8 @@ class SocketStream:
 
 class PlainStream(SocketStream):
     """A plain socket."""
+
+    takes_files = sys.platform == "linux"
 
     def poll_mask(self, has_output: bool) -> int:
         """Always for reading, for writing when there is output."""
@@ -99,23 +146,60 @@ class PlainStream(SocketStream):
         except BlockingIOError:
             return None
 
-    def send(self, out: deque[memoryview]) -> bool:
-        """One ``sendmsg`` of many buffers."""
-        try:
-            sent = self._connection.sendmsg([*out][:MAX_BUFFERS])
-        except BlockingIOError:
-            return False
-        moved = sent > 0
-        while sent:
+    def send(self, out: Outgoing) -> bool:
+        """One ``sendmsg`` of many buffers or one ``sendfile``, and the next while the line takes all of it."""
+        moved = False
+        while out:
             head = out[0]
-            if sent < len(head):
-                out[0] = head[sent:]
+            try:
+                took, all_of_it = self._send_file(head, out) if isinstance(head, FileRange) else self._send_bytes(out)
+            except BlockingIOError:
                 break
-            sent -= len(head)
-            out.popleft()
-        while out and not out[0]:
-            out.popleft()
+            moved = moved or took
+            if not all_of_it:
+                break
         return moved
+
+    def _send_bytes(self, out: Outgoing) -> tuple[bool, bool]:
+        """The buffers at the head of ``out``: whether anything went, and whether all."""
+        buffers: list[memoryview] = []
+        more = 0
+        for item in out:
+            if isinstance(item, FileRange):
+                more = _MORE
+                break
+            buffers.append(item)
+            if len(buffers) == MAX_BUFFERS:
+                break
+        sent = left = self._connection.sendmsg(buffers, (), more)
+        for buffer in buffers:
+            if left < len(buffer):
+                out[0] = buffer[left:]
+                return sent > 0, False
+            left -= len(buffer)
+            out.popleft()
+        return sent > 0, True
+
+    def _send_file(self, head: FileRange, out: Outgoing) -> tuple[bool, bool]:
+        """The range at the head of ``out``, in the same way."""
+        try:
+            count = os.sendfile(self._number, head.descriptor, head.offset, head.length)
+        except OSError as error:
+            if error.errno not in _NO_SENDFILE:
+                raise
+            data = os.pread(head.descriptor, head.length, head.offset)  # its file system has none
+            out[0] = memoryview(data)
+            count = 0
+            if len(data) == head.length:
+                return False, True
+        if not count:
+            # The frame's header has promised more; only the end of the connection is honest.
+            raise OSError(errno.EIO, "the file became shorter while it was sent")
+        head.advance(count)
+        if head.length:
+            return True, False
+        out.popleft()
+        return True, True
 
 
 def stream_of(connection: socket.socket) -> Stream:
@@ -141,7 +225,8 @@ def connect_channel(address: Address, certificate: bytes | None, seconds: float)
 
 
 def tune(connection: socket.socket, silent_seconds: float) -> None:
-    """No delay for small writes; the kernel gives up a dead peer by itself."""
+    """No delay for small writes; the kernel gives up a dead peer by itself; congestion control as the line wants it."""
+    suit(connection)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if hasattr(socket, "TCP_USER_TIMEOUT"):

@@ -5,9 +5,8 @@ from __future__ import annotations
 import select
 import socket
 import ssl
-from collections import deque
 
-from .streams import SocketStream
+from .streams import FileRange, Outgoing, SocketStream
 
 # A write that would block must be repeated with the same bytes; a piece of this size makes that cheap to keep to.
 PIECE_BYTES = 128 * 1024
@@ -15,6 +14,8 @@ PIECE_BYTES = 128 * 1024
 
 class TlsStream(SocketStream):
     """An ``SSLSocket`` after its handshake."""
+
+    takes_files = False
 
     def __init__(self, connection: socket.socket) -> None:
         if not isinstance(connection, ssl.SSLSocket):
@@ -63,11 +64,13 @@ class TlsStream(SocketStream):
             count += got
         return count
 
-    def send(self, out: deque[memoryview]) -> bool:
+    def send(self, out: Outgoing) -> bool:
         """Piece by piece, as long as the line takes them."""
         moved = False
         while out:
             head = out[0]
+            if isinstance(head, FileRange):
+                raise TypeError("what is to be encrypted has to be read first")
             if head:
                 try:
                     sent = self._tls.send(head[:PIECE_BYTES])

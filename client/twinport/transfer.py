@@ -11,6 +11,7 @@ everything open is asked for again with the same ids. Tries go on, with growing 
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,7 @@ from twinport_protocol.errors import ErrorCode
 from twinport_protocol.messages import Reply
 
 from .backoff import Backoff
+from .channel_count import ChannelCount
 from .data_channel import DataChannel
 from .engine import Engine, EventKind, Request
 from .errors import BusyError, InterruptError, LoginError, NetworkError, ServerProtocolError, TrustError, TwinportError
@@ -27,6 +29,7 @@ from .lane import Lane
 from .report import Observer
 from .session import Session
 from .streams import SILENT_SECONDS
+from .tail_watch import Progress, TailWatch
 
 PATIENCE_SECONDS = 120.0
 CHANNEL_BYTES = 4 * 1024 * 1024
@@ -50,7 +53,7 @@ class Transfer:
         make_lane: Callable[[Session, Callable[[], None]], Lane],
         observer: Observer,
         *,
-        channels: int,
+        channels: int | None,
         patience_seconds: float = PATIENCE_SECONDS,
         silent_seconds: float = SILENT_SECONDS,
         clock: Callable[[], float] = time.monotonic,
@@ -61,11 +64,13 @@ class Transfer:
         self._get_session = session
         self._make_lane = make_lane
         self._observer = observer
-        self._max_channels = channels
+        self._count = ChannelCount(channels, core_count(), clock)
         self._patience_seconds = patience_seconds
         self._silent_seconds = silent_seconds
         self._clock = clock
+        self._tail = TailWatch(clock)
         self._session: Session = session(False)
+        self._count.begin(self._session.line, self._session.limits.channels)
         self._channels: list[DataChannel] = []
         self._ended: list[DataChannel] = []
         self._link_error: TwinportError | None = None
@@ -79,6 +84,8 @@ class Transfer:
         self._nonsense = 0
         self._distrusted = False
         self._login_ended_at: tuple[int, int] | None = None
+        self._timings = engine.report.timings
+        self._timings.opening = self._session.opening
 
     # the caller's thread ---------------------------------------------------------------------------------------------
 
@@ -89,11 +96,14 @@ class Transfer:
         could not be regained in time, ``KeyboardInterrupt``, and whatever ``feed`` raises.
         """
         self._session.link.set_source(self)
+        began = time.perf_counter()
         try:
             feeding = True
             while True:
                 if feeding:
+                    before = time.perf_counter()
                     feeding = self._feed(feed, add)
+                    self._timings.finding_seconds += time.perf_counter() - before
                 self._report_events()
                 with self._changed:
                     self._engine.tick()
@@ -121,6 +131,7 @@ class Transfer:
             self._session.link.set_source(None)
             self._stop_channels()
             self._report_events()
+            self._timings.total_seconds += time.perf_counter() - began
 
     def _feed(self, feed: Iterator[Any], add: Callable[[Any], None]) -> bool:
         """Hand some items over; False when there are no more."""
@@ -178,6 +189,7 @@ class Transfer:
             mark = (self._engine.done_bytes, report.files_done + report.files_kept + report.directories_done)
         for channel in ended:
             channel.join()
+            self._timings.add(channel.watch)
             self._channels.remove(channel)
         if link_error is not None and link_error.code == ErrorCode.LOGIN_REQUIRED.value:
             if self._login_ended_at == mark:  # nothing moved since: the new login is ended too, and would be for ever
@@ -211,11 +223,18 @@ class Transfer:
             return
         self._channel_due = 0.0
         with self._changed:
-            orders, size = self._engine.order_count, self._engine.order_bytes
-        most = min(self._max_channels, self._session.limits.channels)
-        idle = sum(channel.is_idle for channel in self._channels)
+            orders, size, done_bytes = self._engine.order_count, self._engine.order_bytes, self._engine.done_bytes
+        working = [channel for channel in self._channels if not channel.is_retiring]
+        progress = [Progress(channel, channel.lane.moved_bytes, channel.lane.left_bytes) for channel in self._channels]
+        late = self._tail.find_late(progress, has_work=orders > 0, rtt_seconds=self._session.line.rtt_seconds)
+        if isinstance(late, DataChannel):
+            late.overtake()
+        self._count.note(done_bytes, len(working), is_busy=orders > 0, lines=[channel.line for channel in working])
+        for channel in working[self._count.wanted :]:
+            channel.retire()
+        idle = sum(channel.is_idle for channel in working)
         wanted = min(orders, 1 + size // CHANNEL_BYTES) - idle
-        for _ in range(min(wanted, most - len(self._channels))):
+        for _ in range(min(wanted, self._count.wanted - len(working))):
             channel = DataChannel(
                 self._session.channel_addresses,
                 self._make_lane(self._session, self.on_change),
@@ -225,6 +244,7 @@ class Transfer:
                 silent_seconds=self._silent_seconds,
             )
             self._channels.append(channel)
+            self._timings.channels = max(self._timings.channels, len(self._channels))
             channel.start()
 
     def _regain(self, error: TwinportError) -> None:
@@ -245,6 +265,7 @@ class Transfer:
                     raise
                 if self._clock() - self._moved_at > self._patience_seconds:
                     raise self._given_up(trouble) from None
+        self._count.begin(self._session.line, self._session.limits.channels)
         with self._changed:
             self._link_error = None
             self._engine.session_lost()
@@ -264,6 +285,7 @@ class Transfer:
     def _join_channels(self) -> None:
         for channel in self._channels:
             channel.join()
+            self._timings.add(channel.watch)
         self._channels.clear()
         with self._changed:
             self._ended.clear()
@@ -295,20 +317,27 @@ class Transfer:
             # The list is the caller's thread's; a snapshot taken here may only be too short, and that thread looks
             # itself.
             channels = list(self._channels)
-            needs_channel = orders > 0 and len(channels) < self._max_channels and not self._channel_due
+            needs_channel = orders > 0 and len(channels) < self._count.wanted and not self._channel_due
+            has_requests = self._engine.has_requests
             if needs_channel or self._engine.is_over or (self._blocked and self._engine.has_room):
                 self._news = True
                 self._changed.notify_all()
         if orders:
             for channel in channels:
                 channel.wake()
-        self._session.link.wake()
+        if has_requests:
+            self._session.link.wake()
 
     def _on_end(self, channel: DataChannel) -> None:
         with self._changed:
             self._ended.append(channel)
             self._news = True
             self._changed.notify_all()
+
+
+def core_count() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _reason(error: BaseException) -> TwinportError:

@@ -55,6 +55,8 @@ class UploadEngine(UploadTroubles):
                     self._fail(job, ServerProtocolError(text))
 
     def _on_reply(self, step: str, job: UploadJob, reply: Reply) -> None:
+        if step == "commit" and reply.kind.ends_command:
+            self.report.timings.committing_seconds += self._clock() - job.commit_at
         if step == "stat":
             self._found(job, reply)
         elif reply.kind is ReplyKind.ERROR:

@@ -13,6 +13,7 @@ class UploadJob:
     __slots__ = (
         "active",
         "changes",
+        "commit_at",
         "committing",
         "counted_bytes",
         "digests",
@@ -54,6 +55,7 @@ class UploadJob:
         self.resume_tried = False
         self.started = False
         self.committing = False
+        self.commit_at = 0.0
         self.looking = False
         self.digests: dict[int, bytes] = {}
         self.active: set[int] = set()

@@ -23,7 +23,7 @@ from twinport_protocol.segments import digest_of
 from .bundles import BundlePass
 from .engine import Order, OrderKind
 from .errors import local_failure
-from .lane import BATCH_BYTES, BATCH_FILES, Buffer, Lane, is_live
+from .lane import BATCH_BYTES, BATCH_FILES, Buffer, FilePiece, Lane, is_live
 from .rate import RateMeter
 from .sources import SourceChangedError, SourceFile, digest_range, hash_file, read_into
 from .upload_engine import UploadEngine
@@ -59,16 +59,25 @@ class UploadLane(Lane):
         self._looks: dict[int, deque[Order]] = {}
         self._bundles: dict[tuple[int, int], tuple[BundlePass, list[_Sent]]] = {}
         self._serial = 0
+        self._unanswered_bytes = 0
+        self._unsent_bytes = 0
         self._current: Order | None = None
         self._descriptor = -1
+        self._sent_descriptor = -1
         self._hasher = blake3()
         self._at = 0
+
+    @property
+    def left_bytes(self) -> int:
+        """See :class:`Lane`. Files of one segment do not count: their last answer waits for the server's disk."""
+        return self._unanswered_bytes + self._unsent_bytes
 
     # sending ---------------------------------------------------------------------------------------------------------
 
     def fill(self) -> list[Buffer]:
         """What to send next; empty when there is nothing to do, or no credit."""
         out: list[Buffer] = []
+        self._forget_piece()
         if self._attached or self._unanswered:
             self._detach_finished(out)
         # An order may turn out to need nothing on the wire; then take the next one.
@@ -95,7 +104,7 @@ class UploadLane(Lane):
         attachments = self._limits.attachments - self.protocol.attachment_count
         credit = self._limits.credit - self.protocol.unanswered_bytes
         files = min(frames, attachments, BATCH_FILES)
-        if files < 1 or credit < min(BATCH_BYTES, self._limits.credit):
+        if self.is_retiring or files < 1 or credit < min(BATCH_BYTES, self._limits.credit):
             return []
         with self._lock:
             bundle = self._engine.take_bundle(min(credit, self._limits.bundle))
@@ -230,8 +239,9 @@ class UploadLane(Lane):
         out: list[Buffer] = []
         ends = self._at + length == whole
         piece = self._buffer[:length]
+        start = job.layout.start(order.segment) + self._at
         try:
-            read_into(self._descriptor, piece, job.layout.start(order.segment) + self._at)
+            read_into(self._descriptor, piece, start)
             if ends:
                 job.source.check(self._descriptor)
         except (OSError, SourceChangedError) as error:
@@ -239,6 +249,8 @@ class UploadLane(Lane):
             self._source_trouble(order, error)
             return []
         self._hasher.update(piece)
+        # Should the file change before it is sent, then the digest no longer fits: the server takes nothing else.
+        self.file_piece = FilePiece(piece, self._descriptor, start)
         number = self._attach(job, job.ticket, out)
         flags = 0 if not ends else LAST if job.is_large else LAST | COMMIT
         out += (self.protocol.put(number, order.segment, self._at, length, flags), piece)
@@ -251,8 +263,11 @@ class UploadLane(Lane):
         self._sent.setdefault((number, order.segment), deque()).append(_Sent(order, length, digest))
         self._unanswered[number] += 1
         self._at += length
-        if ends:
-            self._put_down()
+        if job.is_large:
+            self._unanswered_bytes += length
+            self._unsent_bytes = whole - self._at
+        if ends:  # open for one more moment: the piece may be sent from it
+            self._sent_descriptor, self._descriptor, self._current = self._descriptor, -1, None
         return out
 
     def _piece_bytes(self) -> int:
@@ -265,10 +280,18 @@ class UploadLane(Lane):
         return len(self._buffer)
 
     def _put_down(self) -> None:
+        self._forget_piece()
         if self._descriptor >= 0:
             os.close(self._descriptor)
         self._descriptor = -1
         self._current = None
+        self._unsent_bytes = 0
+
+    def _forget_piece(self) -> None:
+        self.file_piece = None
+        if self._sent_descriptor >= 0:
+            os.close(self._sent_descriptor)
+        self._sent_descriptor = -1
 
     def _source_trouble(self, order: Order, error: OSError | SourceChangedError) -> None:
         with self._lock:
@@ -303,6 +326,9 @@ class UploadLane(Lane):
     def _on_ack(self, sent: _Sent, status: int, attachment: int) -> None:
         order, length, digest = sent
         self._rate.add(length)
+        self.moved_bytes += length
+        if order.kind is OrderKind.SEGMENT and order.job.is_large:
+            self._unanswered_bytes -= length
         with self._lock:
             if status == AckStatus.COMMITTED and digest is not None:
                 self._engine.received(order, length)

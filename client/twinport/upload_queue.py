@@ -92,6 +92,11 @@ class UploadQueue(EngineBase):
 
     # commands ---------------------------------------------------------------------------------------------------------
 
+    @property
+    def has_requests(self) -> bool:
+        """Whether there may be commands to send."""
+        return bool(self._again or self._fresh or self._fresh_large or self._directories)
+
     def next_requests(self, room: int) -> list[Request]:
         """At most ``room`` commands to send now."""
         requests: list[Request] = []

@@ -52,6 +52,7 @@ class UploadSteps(UploadQueue):
     def _commit(self, job: UploadJob) -> None:
         if job.is_over:
             return
+        job.commit_at = self._clock()
         options = {"generation": str(job.generation), "root": self._root(job).hex(), "segments": str(job.layout.count)}
         self._again.append(Request(Verb.COMMIT, (job.upload_id,), options, "commit", job, job.epoch))
 

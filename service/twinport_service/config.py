@@ -64,6 +64,11 @@ class Settings:
     )
     tls_key: Path | None = _setting(None, "The key of that certificate (PEM).", kind=Path)
     open: bool = _setting(False, "Let anybody use the server, without login and without TLS.")
+    congestion: str = _setting(
+        "auto",
+        "Congestion control: bbr on long lines and none that paces on loopback (auto), or what the system has set.",
+        choices=("auto", "system"),
+    )
     log_format: str = _setting("human", "Lines for people, or one JSON object a line.", choices=FORMAT_NAMES)
     log_level: str = _setting("info", "The least severe log lines to write.", choices=LEVEL_NAMES)
     max_sessions: int = _setting(10_000, "Control connections in all.", least=1)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from twinport_protocol.errors import ErrorCode, RemoteProtocolError
 from twinport_protocol.sniff import ALPN_CHANNEL, ALPN_CONTROL, MAX_CLIENT_HELLO_BYTES, FirstBytes, Sniffed, sniff
 
+from .congestion import suit
 from .log import get_log
 from .rationed_log import RationedLog
 from .tls import ALERT_INTERNAL_ERROR, ALERT_NO_APPLICATION_PROTOCOL, ALERT_PROTOCOL_VERSION
@@ -55,10 +56,19 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 class Acceptor:
-    """Accepts on one listener and calls ``on_accept(socket, peer)`` on the event loop for each connection."""
+    """Accepts on one listener and calls ``on_accept(socket, peer)`` on the event loop for each connection.
 
-    def __init__(self, listener: socket.socket, on_accept: Callable[[socket.socket, object], None]) -> None:
+    ``suits_lines``: the congestion control of each is chosen by its line."""
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        on_accept: Callable[[socket.socket, object], None],
+        *,
+        suits_lines: bool = False,
+    ) -> None:
         self.listener = listener
+        self._suits_lines = suits_lines
         self._on_accept = on_accept
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(listener.fileno(), self._accept)
@@ -77,6 +87,8 @@ class Acceptor:
                 return
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self._suits_lines:
+                suit(sock)
             self._on_accept(sock, peer)
 
     def _resume(self) -> None:

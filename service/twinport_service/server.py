@@ -210,10 +210,11 @@ class Server:
                 decide_seconds=settings.greeting_seconds,
             )
         ]
-        self._acceptors = [Acceptor(control, self._receptions[0].receive)]
+        accept = functools.partial(Acceptor, suits_lines=settings.congestion == "auto")
+        self._acceptors = [accept(control, self._receptions[0].receive)]
         if self._classic is not None:
             self._classic.data_port = self.data_address[1]
-            self._acceptors.append(Acceptor(data, self._classic.accept_data))
+            self._acceptors.append(accept(data, self._classic.accept_data))
             return
         self._receptions.append(
             Receptionist(
@@ -223,7 +224,7 @@ class Server:
                 capacity=settings.max_unattached,
             )
         )
-        self._acceptors.append(Acceptor(data, self._receptions[1].receive))
+        self._acceptors.append(accept(data, self._receptions[1].receive))
 
     def _routes(self, text: _Route, classic: _Route | None = None) -> Routes:
         tls = self._tls

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import twinport
+from twinport import channel_count, transfer
 from twinport.client import Client
 from twinport.engine import Policy
 
@@ -30,6 +31,13 @@ def own_settings(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.M
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("TWINPORT_CONFIG_DIR", str(home / "config"))
     return home / "config"
+
+
+@pytest.fixture
+def several_channels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Transfers of this process begin with four channels, as over a long line from a machine with many cores."""
+    monkeypatch.setattr(channel_count, "STEPS", ((0.0, 4),))
+    monkeypatch.setattr(transfer, "core_count", lambda: 16)
 
 
 RunCommand = Callable[..., tuple[int, str, str]]

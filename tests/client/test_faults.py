@@ -30,6 +30,7 @@ MakeProxy = Callable[..., Proxy]
 LARGE = 6 * MIN_SEGMENT_BYTES + 1000
 MEBI = 1024 * 1024
 ONE_PERCENT = 1.01
+pytestmark = pytest.mark.usefixtures("several_channels")
 # A second: the server must not seem silent, on a busy machine either, before the line is.
 GIVES_UP_SOON = {"silent_seconds": 1.0, "patience_seconds": 0.5}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import random
 import select
 import socket
@@ -12,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from twinport.streams import PlainStream, Stream, stream_of
+from twinport.streams import FileRange, Outgoing, PlainStream, Stream, stream_of
 from twinport.tls import ALPN_CHANNEL, unverified
 from twinport.tls_stream import TlsStream
 
@@ -63,7 +65,7 @@ def test_bytes_go_both_ways_under_pressure_and_none_is_lost_or_doubled(pair: tup
     peer.start()
     received = bytearray()
     view = memoryview(bytearray(300_000))
-    out: deque[memoryview] = deque()
+    out: Outgoing = deque()
     at = 0
     poll = select.poll()
     poll.register(stream.fileno(), select.POLLIN)
@@ -121,6 +123,99 @@ def test_the_end_of_the_stream_is_told_after_the_last_byte(pair: tuple[Stream, s
     assert stream.receive_into(view) == 0
     stream.close()
     stream.close()
+
+
+@pytest.fixture
+def plain() -> Iterator[tuple[PlainStream, socket.socket]]:
+    """A plain stream that takes files, and the other end."""
+    mine, theirs = socket.socketpair()
+    theirs.settimeout(TIMEOUT_SECONDS)
+    stream = stream_of(mine)
+    assert isinstance(stream, PlainStream)
+    if not stream.takes_files:
+        pytest.skip("sendfile is used on Linux")
+    yield stream, theirs
+    stream.close()
+    theirs.close()
+
+
+def send_all(stream: Stream, out: Outgoing) -> None:
+    poll = select.poll()
+    poll.register(stream.fileno(), select.POLLOUT)
+    while out:
+        if not stream.send(out):
+            assert poll.poll(TIMEOUT_SECONDS * 1000)
+
+
+def test_ranges_of_files_go_between_buffers_in_their_order(
+    plain: tuple[PlainStream, socket.socket], tmp_path: Path
+) -> None:
+    stream, theirs = plain
+    content = random.Random(7).randbytes(3_000_000)
+    (tmp_path / "file").write_bytes(content)
+    received = bytearray()
+
+    def receive() -> None:
+        while data := theirs.recv(100_000):
+            received.extend(data)
+
+    peer = threading.Thread(target=receive)
+    peer.start()
+    with (tmp_path / "file").open("rb") as file:
+        number = file.fileno()
+        ranges = [FileRange(number, 1000, 2_000_000), FileRange(number, 0, 10), FileRange(number, 2_999_999, 1)]
+        out: Outgoing = deque(
+            [memoryview(b"head"), ranges[0], memoryview(b""), ranges[1], ranges[2], memoryview(b"end")]
+        )
+        send_all(stream, out)
+    stream.close()
+    peer.join()
+    assert received == b"head" + content[1000:2_001_000] + content[:10] + content[-1:] + b"end"
+
+
+def test_a_file_that_became_shorter_ends_the_connection(
+    plain: tuple[PlainStream, socket.socket], tmp_path: Path
+) -> None:
+    stream, _ = plain
+    (tmp_path / "file").write_bytes(b"x" * 1000)
+    with (tmp_path / "file").open("rb") as file, pytest.raises(OSError, match="shorter"):
+        send_all(stream, deque([FileRange(file.fileno(), 0, 1001)]))
+
+
+def test_where_the_file_system_has_no_sendfile_the_bytes_are_read(
+    plain: tuple[PlainStream, socket.socket], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    stream, theirs = plain
+    monkeypatch.setattr(os, "sendfile", refuse)
+    (tmp_path / "file").write_bytes(b"0123456789")
+    with (tmp_path / "file").open("rb") as file:
+        send_all(stream, deque([memoryview(b"<"), FileRange(file.fileno(), 3, 4), memoryview(b">")]))
+        assert theirs.recv(6, socket.MSG_WAITALL) == b"<3456>"
+        with pytest.raises(OSError, match="shorter"):
+            send_all(stream, deque([FileRange(file.fileno(), 3, 8)]))
+
+
+def test_what_is_not_to_be_sent_any_more_is_dropped_with_the_connection() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        mine = socket.create_connection(listener.getsockname())
+        theirs, _ = listener.accept()
+    stream = stream_of(mine)
+    out: Outgoing = deque([memoryview(bytes(64 * 1024))])
+    while stream.send(out):
+        out.append(memoryview(bytes(64 * 1024)))
+    stream.drop_unsent()
+    stream.close()
+    received = bytearray()
+    with theirs, pytest.raises(ConnectionResetError):
+        _receive_all(theirs, received)
+
+
+def _receive_all(sock: socket.socket, received: bytearray) -> None:
+    while data := sock.recv(100_000):
+        received += data
 
 
 def test_only_a_tls_socket_makes_a_tls_stream() -> None:

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from twinport.client import Client
 
 INTERRUPTED = "twinport: interrupted; run the same command again to go on"
-DEFAULT_CHANNELS = 4
 _R = TypeVar("_R")
 
 
@@ -29,8 +28,9 @@ class Settings:
     tls: bool | None = None
     plaintext: bool = False
     ca_file: str | None = None
-    channels: int = DEFAULT_CHANNELS
+    channels: int | None = None
     quiet: bool = False
+    verbose: int = 0
     as_json: bool = False
 
     def connect(self) -> Client:
@@ -85,9 +85,12 @@ def shared_options(function: Callable[..., _R]) -> Callable[..., _R]:
             "--channels",
             type=click.IntRange(1, 64),
             metavar="N",
-            help="Data connections at most; 4 if not given.",
+            help="Data connections at most; as many as the line is worth if not given.",
         ),
         click.option("-q", "--quiet", is_flag=True, default=None, help="No progress, no notes; errors only."),
+        click.option(
+            "-v", "--verbose", count=True, default=None, help="Each file as it is done; -vv: where the time went."
+        ),
         click.option("--json", "as_json", is_flag=True, default=None, help="Print the outcome as JSON."),
     )
     for option in reversed(options):

@@ -42,8 +42,16 @@ def format_time(mtime_ns: int) -> str:
 class TerminalObserver:
     """Prints notes and failures; on a terminal also one line of progress, redrawn in place."""
 
-    def __init__(self, quiet: bool, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        quiet: bool,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        names_files: bool = False,
+    ) -> None:
         self._quiet = quiet
+        self._names_files = names_files
         self._stream = sys.stderr if stream is None else stream
         self._clock = clock
         self._draws = not quiet and self._stream.isatty() and os.environ.get("TERM") != "dumb"
@@ -57,6 +65,8 @@ class TerminalObserver:
     def file_done(self, name: str, size_bytes: int) -> None:
         """One more."""
         self._files += 1
+        if self._names_files:
+            self._print(f"{name}  {format_bytes(size_bytes)}")
 
     def file_failed(self, name: str, error: TwinportError) -> None:
         """Say so at once; the rest goes on. Of many failures of one kind (a full disk) the first few will do."""

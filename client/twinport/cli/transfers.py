@@ -38,7 +38,7 @@ def put(settings: Settings, paths: tuple[str, ...], to: str, recursive: bool, fo
     """
     from .display import TerminalObserver
 
-    observer = TerminalObserver(settings.quiet)
+    observer = TerminalObserver(settings.quiet, names_files=settings.verbose > 0)
     with settings.connect() as client:
         try:
             report = client.put(
@@ -76,7 +76,7 @@ def get(settings: Settings, names: tuple[str, ...], output: str | None, recursiv
     """
     from .display import TerminalObserver
 
-    observer = TerminalObserver(settings.quiet)
+    observer = TerminalObserver(settings.quiet, names_files=settings.verbose > 0)
     exact = output is not None and len(names) == 1
     if exact and output is not None and not recursive:
         exact = not (os.path.isdir(output) or output.endswith(("/", os.sep)))
@@ -91,6 +91,10 @@ def get(settings: Settings, names: tuple[str, ...], output: str | None, recursiv
 
 
 def _finish(settings: Settings, observer: TerminalObserver, report: TransferReport, verb: str) -> int:
+    if settings.verbose > 1:
+        from .timing_lines import timing_lines
+
+        click.echo("\n".join(timing_lines(report.timings)), err=True)
     if settings.as_json:
         outcome = {
             "files": report.files_done,
@@ -103,6 +107,7 @@ def _finish(settings: Settings, observer: TerminalObserver, report: TransferRepo
                 for failure in report.failures
             ],
             "notes": report.notes,
+            "timings": report.timings.as_dict(),
         }
         click.echo(json.dumps(outcome))
     elif (report.failures and not _is_told(report)) or not (report.failures or settings.quiet):

@@ -1,0 +1,105 @@
+"""Channels that come and go in mid transfer: tried and given back, overtaken at the end."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from twinport import transfer
+from twinport.channel_count import ChannelCount
+from twinport.client import Client
+from twinport_protocol.segments import MIN_SEGMENT_BYTES
+
+from tests.client.conftest import Connect
+from tests.client.servers import Passage, Proxy, ServerProcess
+
+MEBI = 1024 * 1024
+LARGE = 8 * MIN_SEGMENT_BYTES + 1000
+MakeFile = Callable[..., Path]
+MakeProxy = Callable[..., Proxy]
+
+
+class Swinging(ChannelCount):
+    """Now three channels, now one, whatever the line is like."""
+
+    def note(self, moved_bytes: int, open_count: int, **more: object) -> None:
+        """Every 4 MiB the other number."""
+        self.wanted = 1 if (moved_bytes // (4 * MEBI)) % 2 else 3
+
+
+@pytest.mark.parametrize("direction", ["up", "down"])
+def test_a_channel_that_retires_ends_what_it_has_begun_and_nothing_travels_twice(
+    client: Client,
+    shared_server: ServerProcess,
+    make_proxy: MakeProxy,
+    connect: Connect,
+    make_file: MakeFile,
+    prefix: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    direction: str,
+) -> None:
+    monkeypatch.setattr(transfer, "ChannelCount", Swinging)
+
+    def slow(passage: Passage, going: str, data: bytes) -> bytes | None:
+        if passage.kind == "channel" and going == direction:
+            time.sleep(0.001)  # so that the ticks of the transfer see it change
+        return data
+
+    path = make_file("file", LARGE)
+    if direction == "down":
+        client.put(path, prefix)
+    proxy = make_proxy(shared_server, slow)
+    through = connect(proxy)
+    if direction == "up":
+        report = through.put(path, prefix)
+        assert client.verify(f"{prefix}/file", path)
+    else:
+        report = through.get(f"{prefix}/file", tmp_path / "back")
+        assert (tmp_path / "back/file").read_bytes() == path.read_bytes()
+    assert report.bytes_moved == LARGE
+    assert proxy.moved_bytes(direction) < LARGE + 100_000
+    assert sum(passage.kind == "channel" for passage in proxy.passages) > 3
+
+
+@pytest.mark.usefixtures("several_channels")
+@pytest.mark.parametrize("direction", ["up", "down"])
+def test_a_channel_that_stalls_at_the_end_is_overtaken_long_before_its_silence_counts(
+    client: Client,
+    shared_server: ServerProcess,
+    make_proxy: MakeProxy,
+    connect: Connect,
+    make_file: MakeFile,
+    prefix: str,
+    tmp_path: Path,
+    direction: str,
+) -> None:
+    path = make_file("file", LARGE)
+    if direction == "down":
+        client.put(path, prefix)
+    turn = threading.Event()
+
+    def rule(passage: Passage, going: str, data: bytes) -> bytes | None:
+        if passage.kind != "channel" or going != direction:
+            return data
+        proxy.lock.release()
+        turn.wait(0.01)  # some seconds in all, so that every channel shows how fast it is
+        proxy.lock.acquire()
+        moved = passage.up_bytes if direction == "up" else passage.down_bytes
+        return None if passage.number == 0 and moved > 6 * MEBI else data
+
+    proxy = make_proxy(shared_server, rule)
+    through = connect(proxy, silent_seconds=60.0)
+    began = time.monotonic()
+    if direction == "up":
+        report = through.put(path, prefix)
+        assert client.verify(f"{prefix}/file", path)
+    else:
+        report = through.get(f"{prefix}/file", tmp_path / "back")
+        assert (tmp_path / "back/file").read_bytes() == path.read_bytes()
+    assert time.monotonic() - began < 40.0
+    assert report.files_done == 1
+    assert any(passage.stalled for passage in proxy.passages)
