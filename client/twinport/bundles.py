@@ -20,6 +20,8 @@ from .engine import Request
 BUNDLE_FILES = 128
 BUNDLE_BYTES = 512 * 1024
 """More files in one would save little; fewer are answered sooner, and the next is read meanwhile."""
+LEAST_BUNDLE_FILES = 16
+"""Few files are spread over several channels, but not into bundles of fewer than that."""
 MAX_TICKETS = 8
 """Tickets asked for in one session: a server that refuses each of them is not asked for ever."""
 TICKET_CODES = frozenset({ErrorCode.TICKET_EXPIRED, ErrorCode.TICKET_INVALID, ErrorCode.TICKET_REVOKED})
@@ -57,8 +59,14 @@ class Bundles:
         """Whether small files should wait for a bundle instead of being asked for one by one."""
         return self._state is not _State.OFF
 
+    @staticmethod
+    def size(files: int, spread: int) -> int:
+        """How many of so many files are to go into the next bundle, where so many channels are to have their part."""
+        return max(LEAST_BUNDLE_FILES, min(BUNDLE_FILES, -(-files // max(1, spread))))
+
     def next_request(self) -> Request | None:
-        """The command that is due, if one is."""
+        """The command that is due, if one is. It is sent before anything is known to need it, as its answer takes a
+        round trip."""
         if self._state is not _State.WANTED:
             return None
         if self._tickets >= MAX_TICKETS:

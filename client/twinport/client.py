@@ -45,6 +45,9 @@ if TYPE_CHECKING:
     from .quota import Quota
 
 PAGE_ENTRIES = 5000
+FIRST_PAGE_ENTRIES = 64
+"""About what a connection carries in its first round trip."""
+PAGE_GROWTH = 4
 Names = str | Sequence[str]
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 _Tries = list[int]
@@ -113,7 +116,9 @@ class Client:
 
         session = self._connected()
         lock = threading.Lock()
-        feed = UploadFeed(_paths(paths), checked_prefix(to), recursive=recursive, follow=follow, listing=self._listing)
+        feed = UploadFeed(
+            _paths(paths), checked_prefix(to), recursive=recursive, follow=follow, listing=self._feed_listing
+        )
         options = {"if-absent": "1"} if if_absent else {}
         engine = UploadEngine(
             session.limits, self._policy, time.monotonic, lambda: os.urandom(16).hex(), feed.find_again, options
@@ -161,7 +166,7 @@ class Client:
         session = self._connected()
         lock = threading.Lock()
         engine = DownloadEngine(session.limits, self._policy, time.monotonic)
-        feed = DownloadFeed(wanted, os.fspath(to), recursive=recursive, exact=exact, listing=self._listing)
+        feed = DownloadFeed(wanted, os.fspath(to), recursive=recursive, exact=exact, listing=self._feed_listing)
         tree = TargetTree(feed.root)
 
         def on_published(outcomes: list[tuple[Any, TwinportError | None]]) -> None:
@@ -199,11 +204,16 @@ class Client:
         the empty directories. A prefix that is a file lists that file. ``NotFoundError``."""
         return self._listing(checked_prefix(prefix), recursive)
 
-    def _listing(self, prefix: str, recursive: bool) -> Iterator[RemoteEntry]:
+    def _feed_listing(self, prefix: str, recursive: bool) -> Iterator[RemoteEntry]:
+        """The same for a transfer, which begins with what is on the first page: so that one is short."""
+        return self._listing(prefix, recursive, FIRST_PAGE_ENTRIES)
+
+    def _listing(self, prefix: str, recursive: bool, page_entries: int = PAGE_ENTRIES) -> Iterator[RemoteEntry]:
         after = ""
         words = (prefix,) if prefix else ()
         while True:
-            options = {"limit": str(PAGE_ENTRIES)}
+            options = {"limit": str(page_entries)}
+            page_entries = min(PAGE_GROWTH * page_entries, PAGE_ENTRIES)
             if not recursive:
                 options["depth"] = "1"
             if after:

@@ -66,6 +66,8 @@ class DownloadFeed:
         self._names = names
         self._recursive = recursive
         self._listing = listing
+        # A listing names each file once, and in memory a million of them would weigh: only several sources can clash.
+        self._may_clash = case_blind or len(names) > 1
         self._targets: set[str] = set()
         self._exact_name = ""
         self.root = to
@@ -107,6 +109,8 @@ class DownloadFeed:
                 yield Failure(entry.name, error)
 
     def _once(self, wanted: Wanted) -> Wanted:
+        if not self._may_clash:
+            return wanted
         # Where A.txt and a.txt are one file, the second must not replace the first unasked.
         key = wanted.target.casefold() if self._case_blind else wanted.target
         if key in self._targets:

@@ -11,7 +11,7 @@ from twinport_protocol.control import Limits
 from twinport_protocol.errors import ErrorCode
 from twinport_protocol.messages import Reply, ReplyKind, Verb
 
-from .bundles import BUNDLE_BYTES, BUNDLE_FILES, BundlePass, Bundles
+from .bundles import BUNDLE_BYTES, BundlePass, Bundles
 from .download_job import DownloadJob
 from .engine import PASSING, Order, OrderKind, Policy, Request
 from .engine_base import EngineBase
@@ -72,6 +72,8 @@ class DownloadTroubles(EngineBase):
     def next_requests(self, room: int) -> list[Request]:
         """At most ``room`` commands to send now."""
         requests: list[Request] = []
+        if (self._fresh_small or not self.input_closed) and (asked := self.bundles.next_request()) is not None:
+            requests.append(asked)
         while len(requests) < room:
             if self._again:
                 request = self._again.popleft()
@@ -79,12 +81,7 @@ class DownloadTroubles(EngineBase):
                     requests.append(request)
             elif self._fresh and self._may_open:
                 requests.append(self._ask(self._opened(self._fresh)))
-            elif self._fresh_small and self.bundles.are_on:
-                asked = self.bundles.next_request()
-                if asked is None:
-                    break
-                requests.append(asked)
-            elif self._fresh_small and self._may_open:
+            elif self._fresh_small and not self.bundles.are_on and self._may_open:
                 requests.append(self._ask(self._opened(self._fresh_small)))
             else:
                 break
@@ -112,7 +109,8 @@ class DownloadTroubles(EngineBase):
         if self.bundles.current is None or (self._takes_turn() and (self._ready or self._orders)):
             return orders
         left, names = min(most_bytes, BUNDLE_BYTES), MAX_NAMES_BYTES
-        while self._fresh_small and len(orders) < BUNDLE_FILES and self._may_open:
+        most_files = self.bundles.size(len(self._fresh_small), self.spread)
+        while self._fresh_small and len(orders) < most_files and self._may_open:
             job = self._fresh_small[0]
             left -= job.size
             names -= len(job.name.encode()) + RECORD_BYTES
@@ -135,7 +133,7 @@ class DownloadTroubles(EngineBase):
     def _bundle_count(self) -> int:
         if not self.bundles.are_on or not self._may_open:
             return 0
-        return -(-len(self._fresh_small) // BUNDLE_FILES)
+        return -(-len(self._fresh_small) // self.bundles.size(len(self._fresh_small), self.spread))
 
     def not_bundled(self, used: BundlePass, order: Order, code: ErrorCode) -> None:
         """The server does not send a file in a bundle: ask for it by itself, and learn why."""

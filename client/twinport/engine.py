@@ -153,6 +153,8 @@ class Engine(Protocol):
     report: TransferReport
     done_bytes: int
     known_bytes: int
+    spread: int
+    """Over how many channels small files are to be spread."""
 
     @property
     def is_over(self) -> bool:

@@ -25,6 +25,7 @@ class EngineBase(ABC):
         self.events: deque[Event] = deque()
         self.done_bytes = 0
         self.known_bytes = 0
+        self.spread = 1
         self.input_closed = False
         self._clock = clock
         self._draw = draw

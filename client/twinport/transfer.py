@@ -34,6 +34,9 @@ from .tail_watch import Progress, TailWatch
 PATIENCE_SECONDS = 120.0
 CHANNEL_BYTES = 4 * 1024 * 1024
 """Work waiting for a channel that is worth another channel."""
+LONG_RTT_SECONDS = 0.02
+LONG_CHANNEL_BYTES = 64 * 1024
+"""The same where round trips take that long: each connection begins with a few packets a round trip."""
 FEED_ITEMS = 64
 TICK_SECONDS = 0.1
 IDLE_TICK_SECONDS = 1.0
@@ -98,6 +101,8 @@ class Transfer:
         self._session.link.set_source(self)
         began = time.perf_counter()
         try:
+            # While the first files are found and asked for: on a long line connecting takes as many round trips.
+            self._open_channels(at_least=1)
             feeding = True
             while True:
                 if feeding:
@@ -218,11 +223,12 @@ class Transfer:
             self._channel_due = self._clock() + self._channel_backoff.next_seconds()
         self._open_channels()
 
-    def _open_channels(self) -> None:
+    def _open_channels(self, at_least: int = 0) -> None:
         if self._channel_due and self._clock() < self._channel_due:
             return
         self._channel_due = 0.0
         with self._changed:
+            self._engine.spread = self._count.wanted
             orders, size, done_bytes = self._engine.order_count, self._engine.order_bytes, self._engine.done_bytes
         working = [channel for channel in self._channels if not channel.is_retiring]
         progress = [Progress(channel, channel.lane.moved_bytes, channel.lane.left_bytes) for channel in self._channels]
@@ -233,7 +239,8 @@ class Transfer:
         for channel in working[self._count.wanted :]:
             channel.retire()
         idle = sum(channel.is_idle for channel in working)
-        wanted = min(orders, 1 + size // CHANNEL_BYTES) - idle
+        is_long = self._session.line.rtt_seconds >= LONG_RTT_SECONDS
+        wanted = max(at_least, min(orders, 1 + size // (LONG_CHANNEL_BYTES if is_long else CHANNEL_BYTES)) - idle)
         for _ in range(min(wanted, self._count.wanted - len(working))):
             channel = DataChannel(
                 self._session.channel_addresses,

@@ -10,7 +10,7 @@ from twinport_protocol.control import Limits
 from twinport_protocol.errors import ErrorCode
 from twinport_protocol.messages import Reply, ReplyKind, Verb
 
-from .bundles import BUNDLE_BYTES, BUNDLE_FILES, Bundles
+from .bundles import BUNDLE_BYTES, Bundles
 from .engine import Event, EventKind, Order, OrderKind, Policy, Request
 from .engine_base import EngineBase
 from .errors import refusal
@@ -100,7 +100,7 @@ class UploadQueue(EngineBase):
     def next_requests(self, room: int) -> list[Request]:
         """At most ``room`` commands to send now."""
         requests: list[Request] = []
-        if self._fresh and self.bundles.are_on and (asked := self.bundles.next_request()) is not None:
+        if (self._fresh or not self.input_closed) and (asked := self.bundles.next_request()) is not None:
             requests.append(asked)
         while len(requests) < room:
             if self._again:
@@ -157,8 +157,8 @@ class UploadQueue(EngineBase):
         orders: list[Order] = []
         if self.bundles.current is None or (self._takes_turn() and (self._ready or self._orders)):
             return orders
-        left = min(most_bytes, BUNDLE_BYTES)
-        while self._fresh and len(orders) < BUNDLE_FILES:
+        left, most_files = min(most_bytes, BUNDLE_BYTES), self.bundles.size(len(self._fresh), self.spread)
+        while self._fresh and len(orders) < most_files:
             job = self._fresh[0]
             left -= _record_bytes(job)
             if left < 0 or not self._fits_bundle(job) or self._next_small() is None:
@@ -180,7 +180,7 @@ class UploadQueue(EngineBase):
     def _bundle_count(self) -> int:
         if not self.bundles.are_on or not self._may_open:
             return 0
-        return -(-len(self._fresh) // BUNDLE_FILES)
+        return -(-len(self._fresh) // self.bundles.size(len(self._fresh), self.spread))
 
     @staticmethod
     def _look_for(job: UploadJob) -> Request:

@@ -82,14 +82,17 @@ def find_tree(path: str, name: str, *, follow: bool = False) -> Iterator[Found]:
 
 
 class _Level:
-    """One open directory of a walk: what of it is still to come, under which prefix, and which it is."""
+    """One open directory of a walk: where it is, what of it is still to come, under which prefix, and which it is. Of
+    what is in it only the names are kept, a directory's with a ``/`` at its end: there may be a million of them."""
 
-    __slots__ = ("entries", "identity", "prefix")
+    __slots__ = ("identity", "keys", "links", "path", "prefix")
 
     def __init__(
-        self, entries: Iterator[tuple[str, os.DirEntry[str]]], prefix: str, identity: tuple[int, int] | None
+        self, path: str, keys: Iterator[str], links: set[str], prefix: str, identity: tuple[int, int] | None
     ) -> None:
-        self.entries = entries
+        self.path = path
+        self.keys = keys
+        self.links = links
         self.prefix = prefix
         self.identity = identity
 
@@ -107,62 +110,69 @@ class _Walk:
         yield from self._enter(path, name)
         while self._levels:
             level = self._levels[-1]
-            key, entry = next(level.entries, ("", None))
-            if entry is None:
+            key = next(level.keys, None)
+            if key is None:
                 self._levels.pop()
                 if level.identity is not None:
                     self._above.discard(level.identity)
-            elif entry.is_symlink() and not self._may_follow(entry):
+                continue
+            base = key.rstrip("/")
+            path = os.path.join(level.path, base)
+            if base in level.links and not self._may_follow(path):
                 reason = "it does not stay inside the tree" if self._follow else "it is a symbolic link"
-                yield Note(f"skipped {show(entry.path)}: {reason}")
+                yield Note(f"skipped {show(path)}: {reason}")
             elif key.endswith("/"):
-                yield from self._enter(entry.path, level.prefix + entry.name)
+                yield from self._enter(path, level.prefix + base)
             else:
-                yield self._file(entry, level.prefix + entry.name)
+                yield self._file(path, base, level.prefix + base)
 
     def _enter(self, path: str, name: str) -> Iterator[Found]:
         """Go into a directory; itself, if there is nothing in it."""
         identity: tuple[int, int] | None = None
+        keys: list[str] = []
+        links: set[str] = set()
         try:
             with os.scandir(path) as scan:
-                entries = list(scan)
+                for entry in scan:
+                    keys.append(entry.name + "/" if _is_directory(entry, self._follow) else entry.name)
+                    if entry.is_symlink():
+                        links.add(entry.name)
             if self._follow:
                 here = os.stat(path)
                 identity = (here.st_dev, here.st_ino)
         except OSError as error:
             yield Failure(show(path), local_failure(f"cannot read {show(path)}", error))
             return
-        if not entries and name:
+        if not keys and name:
             refused = name_error(name, path)
             yield EmptyDirectory(name) if refused is None else Failure(show(path), refused)
             return
-        keyed = [(entry.name + "/" if _is_directory(entry, self._follow) else entry.name, entry) for entry in entries]
-        keyed.sort(key=lambda item: item[0])
+        keys.sort()
         if identity in self._above:
             identity = None  # mounted within itself: whoever entered first also leaves last
         elif identity is not None:
             self._above.add(identity)
-        self._levels.append(_Level(iter(keyed), name + "/" if name else "", identity))
+        self._levels.append(_Level(path, iter(keys), links, name + "/" if name else "", identity))
 
-    def _may_follow(self, entry: os.DirEntry[str]) -> bool:
-        if not self._follow or not os.path.realpath(entry.path).startswith(self._inside):
+    def _may_follow(self, path: str) -> bool:
+        if not self._follow or not os.path.realpath(path).startswith(self._inside):
             return False
         try:
-            target = entry.stat()
+            target = os.stat(path)
         except OSError:
             return False
         return (target.st_dev, target.st_ino) not in self._above
 
-    def _file(self, entry: os.DirEntry[str], name: str) -> Found:
+    def _file(self, path: str, base: str, name: str) -> Found:
         try:
-            found = entry.stat()
+            found = os.stat(path)
         except OSError as error:
-            return Failure(show(entry.path), local_failure(f"cannot send {show(entry.path)}", error))
+            return Failure(show(path), local_failure(f"cannot send {show(path)}", error))
         if not stat.S_ISREG(found.st_mode):
-            return Note(f"skipped {show(entry.path)}: it is neither a file nor a directory")
-        if is_partial_name(entry.name):
-            return Note(f"skipped {show(entry.path)}: it is an unfinished download")
-        return _named(SourceFile.of(entry.path, name, found))
+            return Note(f"skipped {show(path)}: it is neither a file nor a directory")
+        if is_partial_name(base):
+            return Note(f"skipped {show(path)}: it is an unfinished download")
+        return _named(SourceFile.of(path, name, found))
 
 
 def _is_directory(entry: os.DirEntry[str], follow: bool) -> bool:

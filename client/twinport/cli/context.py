@@ -33,14 +33,18 @@ class Settings:
     verbose: int = 0
     as_json: bool = False
 
-    def connect(self) -> Client:
-        """A client for the server. Raises as :func:`twinport.connect`."""
+    def connect(self, needed: tuple[str, ...] = ()) -> Client:
+        """A client for the server. Raises as :func:`twinport.connect`. ``needed`` are modules to load meanwhile."""
         from twinport.client import Client
+        from twinport.connector import is_loopback
         from twinport.credentials import make_login
 
         from .destination import find_destination
+        from .warm_up import KEY_LOGIN, warm_up
 
         place = find_destination(self)
+        if not is_loopback(place.address.host):
+            warm_up((KEY_LOGIN if place.credentials.key is not None else ()) + needed)
         login = make_login(place.credentials)
         return Client(place.address, security=place.security, login=login, channels=self.channels)
 

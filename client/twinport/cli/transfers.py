@@ -11,6 +11,7 @@ import click
 from twinport.errors import shared_exit_code
 
 from .context import Settings, with_settings
+from .warm_up import DOWNLOAD, UPLOAD
 
 if TYPE_CHECKING:
     from twinport.report import TransferReport
@@ -39,7 +40,7 @@ def put(settings: Settings, paths: tuple[str, ...], to: str, recursive: bool, fo
     from .display import TerminalObserver
 
     observer = TerminalObserver(settings.quiet, names_files=settings.verbose > 0)
-    with settings.connect() as client:
+    with settings.connect(needed=UPLOAD) as client:
         try:
             report = client.put(
                 list(paths),
@@ -80,7 +81,7 @@ def get(settings: Settings, names: tuple[str, ...], output: str | None, recursiv
     exact = output is not None and len(names) == 1
     if exact and output is not None and not recursive:
         exact = not (os.path.isdir(output) or output.endswith(("/", os.sep)))
-    with settings.connect() as client:
+    with settings.connect(needed=DOWNLOAD) as client:
         try:
             report = client.get(
                 list(names), output or ".", recursive=recursive, exact=exact, check=False, progress=observer
