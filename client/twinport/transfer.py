@@ -69,6 +69,7 @@ class Transfer:
         self._silent_seconds = silent_seconds
         self._clock = clock
         self._tail = TailWatch(clock)
+        self._opened_early = False
         self._session: Session = session(False)
         self._count.begin(self._session.line, self._session.limits.channels)
         self._channels: list[DataChannel] = []
@@ -100,6 +101,8 @@ class Transfer:
                 if feeding:
                     feeding = self._feed(feed, add)
                 self._report_events()
+                if not self._opened_early:
+                    self._open_channels()
                 with self._changed:
                     self._engine.tick()
                     if self._engine.is_over:
@@ -227,6 +230,10 @@ class Transfer:
             channel.retire()
         idle = sum(channel.is_idle for channel in working)
         wanted = min(orders, 1 + size // CHANNEL_BYTES) - idle
+        if self._count.opens_early and not self._opened_early:
+            # While the first commands are under way: two round trips, or three, that nobody waits for then.
+            wanted = self._count.wanted
+        self._opened_early = True
         for _ in range(min(wanted, self._count.wanted - len(working))):
             channel = DataChannel(
                 self._session.channel_addresses,
