@@ -1,9 +1,10 @@
 """How many channels a transfer has open: one where it is enough, more as the line or the machines reward it.
 
-On a short line one channel is a pipeline: this end's thread and the server's, each on a core. On a long one a
-connection's window, or its losses, bound it, so several begin at once. From there the count climbs as a hiker in fog
-does: one more, and it stays only if all of them together became clearly faster. Pure: time comes from a clock, facts
-from whoever owns the sockets.
+On a short line one channel is a pipeline: this end's thread and the server's, each on a core. On a long one several
+begin at once, but only where one could not fill it: where losses or its window bound it. Channels that bbr paces push
+each other's packets out of the line's queue, and whoever has the last segment goes on alone at its share of the rate.
+From there the count climbs as a hiker in fog does: one more, and it stays only if all of them together became clearly
+faster. Pure: time comes from a clock, facts from whoever owns the sockets.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from collections.abc import Callable, Sequence
 from .congestion import LineFacts
 
 MOST = 64
-STEPS = ((0.02, 4), (0.005, 2))
-"""Round trips in seconds, and with how many channels a line of at least that begins."""
+STEPS = ((0.1, 4, 4), (0.02, 2, 1))
+"""Round trips in seconds, and with how many channels a line of at least that begins; with how many that bbr paces."""
+LONG_RTT_SECONDS = 0.01
+"""From this round trip on connecting beforehand is worth more than a connection in vain."""
 GAIN = 1.12
 """How much faster all channels must be together for one more to stay."""
 MEASURE_SECONDS = 0.3
@@ -44,10 +47,13 @@ class ChannelCount:
         if line.is_local:
             # Each channel is a thread at either end, and both ends share these cores.
             self._most = min(self._most, max(1, self._cores // 2))
-        first = next((count for rtt, count in STEPS if line.rtt_seconds >= rtt), 1)
-        self.wanted = min(first, self._most)
+        steps = ((paced if line.is_paced else count) for rtt, count, paced in STEPS if line.rtt_seconds >= rtt)
+        self.wanted = min(next(steps, 1), self._most)
+        self.opens_early = line.rtt_seconds >= LONG_RTT_SECONDS
+        """Whether a channel is opened before there is work for it."""
         self._window_seconds = max(MEASURE_SECONDS, MEASURE_ROUND_TRIPS * line.rtt_seconds)
         self._before: float | None = None  # the rate with one less, while one more is on trial
+        self._last_rate: float | None = None
         self._rest_seconds = REST_SECONDS
         self._rest_until = 0.0
         self._settled_at: float | None = None
@@ -64,7 +70,7 @@ class ChannelCount:
             self._look_at = now + LOOK_SECONDS
             self._look(lines)
         if not is_busy or open_count != self.wanted:
-            self._settled_at = self._measured = None
+            self._settled_at = self._measured = self._last_rate = None
             return
         if self._settled_at is None:
             self._settled_at = now + self._window_seconds / 2
@@ -90,7 +96,10 @@ class ChannelCount:
             self._before = None
             self._rest_seconds = REST_SECONDS
             self._rest_until = 0.0
-        if now >= self._rest_until and self.wanted < self._most and rate > 0:
+        # On a long line a rate that still grows by itself would praise whatever is tried meanwhile.
+        is_steady = not self.opens_early or (self._last_rate is not None and rate < self._last_rate * GAIN)
+        self._last_rate = rate
+        if is_steady and now >= self._rest_until and self.wanted < self._most and rate > 0:
             self._before = rate
             self.wanted += 1
 
@@ -107,4 +116,4 @@ class ChannelCount:
 
 
 def _is_near(lines: Sequence[LineFacts]) -> bool:
-    return all(line.rtt_seconds < STEPS[-1][0] for line in lines)
+    return all(line.rtt_seconds < LONG_RTT_SECONDS for line in lines)

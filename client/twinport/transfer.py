@@ -34,9 +34,8 @@ from .tail_watch import Progress, TailWatch
 PATIENCE_SECONDS = 120.0
 CHANNEL_BYTES = 4 * 1024 * 1024
 """Work waiting for a channel that is worth another channel."""
-LONG_RTT_SECONDS = 0.02
 LONG_CHANNEL_BYTES = 64 * 1024
-"""The same where round trips take that long: each connection begins with a few packets a round trip."""
+"""The same on a long line: each connection begins with a few packets a round trip."""
 FEED_ITEMS = 64
 TICK_SECONDS = 0.1
 IDLE_TICK_SECONDS = 1.0
@@ -101,8 +100,9 @@ class Transfer:
         self._session.link.set_source(self)
         began = time.perf_counter()
         try:
-            # While the first files are found and asked for: on a long line connecting takes as many round trips.
-            self._open_channels(at_least=1)
+            if self._count.opens_early:
+                # While the first files are found and asked for: two or three round trips that nobody waits for then.
+                self._open_channels(beforehand=True)
             feeding = True
             while True:
                 if feeding:
@@ -223,7 +223,7 @@ class Transfer:
             self._channel_due = self._clock() + self._channel_backoff.next_seconds()
         self._open_channels()
 
-    def _open_channels(self, at_least: int = 0) -> None:
+    def _open_channels(self, *, beforehand: bool = False) -> None:
         if self._channel_due and self._clock() < self._channel_due:
             return
         self._channel_due = 0.0
@@ -239,8 +239,9 @@ class Transfer:
         for channel in working[self._count.wanted :]:
             channel.retire()
         idle = sum(channel.is_idle for channel in working)
-        is_long = self._session.line.rtt_seconds >= LONG_RTT_SECONDS
-        wanted = max(at_least, min(orders, 1 + size // (LONG_CHANNEL_BYTES if is_long else CHANNEL_BYTES)) - idle)
+        wanted = min(orders, 1 + size // (LONG_CHANNEL_BYTES if self._count.opens_early else CHANNEL_BYTES)) - idle
+        if beforehand:
+            wanted = self._count.wanted
         for _ in range(min(wanted, self._count.wanted - len(working))):
             channel = DataChannel(
                 self._session.channel_addresses,

@@ -36,7 +36,7 @@ def own_settings(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.M
 @pytest.fixture
 def several_channels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Transfers of this process begin with four channels, as over a long line from a machine with many cores."""
-    monkeypatch.setattr(channel_count, "STEPS", ((0.0, 4),))
+    monkeypatch.setattr(channel_count, "STEPS", ((0.0, 4, 4),))
     monkeypatch.setattr(transfer, "core_count", lambda: 16)
 
 

@@ -43,16 +43,17 @@ class Line:
 
 def test_a_short_line_begins_with_one_channel_and_a_long_one_with_several() -> None:
     begins = []
-    for rtt_seconds in (0.0, 0.001, 0.01, 0.05, 0.2):
-        count = ChannelCount(None, 8, lambda: 0.0)
-        count.begin(LineFacts(rtt_seconds), 8)
-        begins.append(count.wanted)
-    assert begins == [1, 1, 2, 4, 4]
+    for rtt_seconds in (0.0, 0.001, 0.05, 0.2):
+        for is_paced in (False, True):
+            count = ChannelCount(None, 8, lambda: 0.0)
+            count.begin(LineFacts(rtt_seconds, is_paced=is_paced), 8)
+            begins.append((count.wanted, count.opens_early))
+    assert begins == [(1, False)] * 4 + [(2, True), (1, True), (4, True), (4, True)]
 
 
 def test_where_each_channel_adds_its_rate_all_are_opened_within_seconds() -> None:
     line = Line(lambda count: count * 200.0 * MIB)
-    line.run(6.0)
+    line.run(10.0)
     assert line.count.wanted == 8
 
 
@@ -70,7 +71,7 @@ def test_where_one_channel_is_enough_another_is_tried_and_given_back_and_tried_e
 
 def test_a_channel_that_makes_all_slower_goes_at_once() -> None:
     line = Line(lambda count: 900.0 * MIB / count)
-    line.run(1.5)
+    line.run(2.0)
     assert line.history[-1] == 1
     assert 2 in line.history
 
@@ -94,7 +95,7 @@ def test_a_rate_that_is_bounded_by_a_lack_of_work_says_nothing() -> None:
 
 def test_a_rate_is_not_judged_before_the_channels_are_there() -> None:
     line = Line(lambda count: count * 200.0 * MIB)
-    line.run(0.7)
+    line.run(1.0)
     assert line.count.wanted == 2
     for _ in range(100):
         line.now += TICK_SECONDS
@@ -103,7 +104,7 @@ def test_a_rate_is_not_judged_before_the_channels_are_there() -> None:
 
 
 @pytest.mark.parametrize(
-    ("is_paced", "rtt_seconds", "expected"), [(False, 0.05, 8), (True, 0.05, 4), (False, 0.0002, 1)]
+    ("is_paced", "rtt_seconds", "expected"), [(False, 0.05, 8), (True, 0.05, 1), (False, 0.0002, 1)]
 )
 def test_a_long_line_that_goes_on_losing_gets_all_channels_unless_they_are_paced(
     is_paced: bool, rtt_seconds: float, expected: int
@@ -117,7 +118,16 @@ def test_one_burst_of_losses_is_a_queue_that_ran_over() -> None:
     line = Line(lambda count: 10.0 * MIB, LineFacts(0.05))
     line.run(0.6, lost_per_second=500.0)
     line.run(1.0)
-    assert line.count.wanted <= 5
+    assert line.count.wanted <= 3
+
+
+def test_a_line_that_gathers_speed_by_itself_is_not_taken_for_one_that_rewards_channels() -> None:
+    line = Line(lambda count: min(100.0 * MIB, MIB * 2.0 ** (line.now - 100.0)), LineFacts(0.05, is_paced=True))
+    line.run(6.0)
+    assert set(line.history) == {1}
+    line.run(60.0)
+    assert set(line.history) == {1, 2}
+    assert line.history.count(2) < 0.1 * len(line.history)
 
 
 def test_the_bounds_of_the_user_and_of_the_server_hold() -> None:
