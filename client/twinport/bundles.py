@@ -22,6 +22,8 @@ BUNDLE_BYTES = 512 * 1024
 """More files in one would save little; fewer are answered sooner, and the next is read meanwhile."""
 LEAST_BUNDLE_FILES = 16
 """Few files are spread over several channels, but not into bundles of fewer than that."""
+LEAST_CREDIT_BYTES = 1024 * 1024
+"""With less a bundle could wait for ever for the credit that it needs at once."""
 MAX_TICKETS = 8
 """Tickets asked for in one session: a server that refuses each of them is not asked for ever."""
 TICKET_CODES = frozenset({ErrorCode.TICKET_EXPIRED, ErrorCode.TICKET_INVALID, ErrorCode.TICKET_REVOKED})
@@ -49,7 +51,8 @@ class Bundles:
         self.body_bytes = min(limits.bundle, limits.credit)
         """The body of a bundle at most."""
         self._verb = verb
-        self._state = _State.WANTED if self.body_bytes else _State.OFF
+        has_credit = limits.credit >= LEAST_CREDIT_BYTES
+        self._state = _State.WANTED if self.body_bytes and has_credit else _State.OFF
         self._tickets = 0
         self.current: BundlePass | None = None
         """What to attach, while bundles can be sent."""

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from blake3 import blake3
 from twinport_protocol.bundle_credit import BundleAnswer
-from twinport_protocol.bundles import encode_names
+from twinport_protocol.bundles import MAX_NAMES_BYTES, encode_names
 from twinport_protocol.control import Limits
 from twinport_protocol.errors import ErrorCode, ProtocolError, RemoteProtocolError
 from twinport_protocol.frames import DETACH_AFTER, LAST, Chunk, FrameType, Message
@@ -114,7 +114,7 @@ class DownloadLane(Lane):
         if self.is_retiring or files < 1 or credit < min(BATCH_BYTES, ahead):
             return []
         with self._lock:
-            bundle = self._engine.take_bundle(credit)
+            bundle = self._engine.take_bundle(credit - MAX_NAMES_BYTES) if credit > MAX_NAMES_BYTES else []
             return bundle or self._engine.take(files, min(BATCH_BYTES, credit))
 
     def _get_bundle(self, orders: list[Order], out: list[Buffer]) -> int:

@@ -25,26 +25,31 @@ class BundleAnswer(NamedTuple):
 
 
 def credit_of(header: Header) -> int:
-    """What a PUT_MANY or GET_MANY takes of the credit: the bytes that it brings, or those that it asks for at most,
-    which a GET_MANY has in the field ``offset``."""
-    return header.length if header.type == FrameType.PUT_MANY else header.offset
+    """What a PUT_MANY or GET_MANY takes of the credit: the bytes that it brings, and those that it asks for at most,
+    which a GET_MANY has in the field ``offset``. Both are held or made until it is answered."""
+    return header.length + header.offset
 
 
 @dataclass
 class SentBundle:
     """The client's view of a bundle on its way: how many records are to come, and how many bytes of files at most."""
 
-    kind: FrameType
-    credit: int
+    header: Header
     records: int
     received: int = 0
+
+    @property
+    def credit(self) -> int:
+        """What it has taken, and gives back with its end."""
+        return credit_of(self.header)
 
     def settle(self, message: Message) -> BundleAnswer:
         """The answer in an ACKS or FILES frame. ``RemoteProtocolError`` if it does not fit what was sent."""
         header = message.header
-        if (self.kind is FrameType.PUT_MANY) is not (header.type == FrameType.ACKS):
+        is_upload = self.header.type == FrameType.PUT_MANY
+        if is_upload is not (header.type == FrameType.ACKS):
             raise RemoteProtocolError(ErrorCode.BAD_STATE, "an answer to another kind of bundle")
-        if self.kind is FrameType.PUT_MANY:
+        if is_upload:
             statuses = decode_statuses(message.body)
             if len(statuses) != self.records:
                 raise RemoteProtocolError(ErrorCode.BAD_STATE, "other statuses than files are due")
@@ -52,7 +57,7 @@ class SentBundle:
         answer = BundleAnswer(header, [], decode_fetched(message.body))
         self.records -= len(answer.files)
         self.received += sum(len(file.data) for file in answer.files)
-        if self.received > self.credit or self.records < 0 or (self.records == 0) is not answer.ends:
+        if self.received > self.header.offset or self.records < 0 or (self.records == 0) is not answer.ends:
             raise RemoteProtocolError(ErrorCode.BAD_STATE, "other files than were asked for")
         if not answer.files:
             raise RemoteProtocolError(ErrorCode.BAD_STATE, "files that are none")
@@ -73,6 +78,6 @@ class SentFiles:
         if file_bytes > get.offset - given:
             raise LocalProtocolError(ErrorCode.BAD_STATE, "more bytes of files than were asked for")
         if last:
-            return given, get.offset - given
+            return given, credit_of(get) - given
         self._given[key] = given + file_bytes
         return given, file_bytes

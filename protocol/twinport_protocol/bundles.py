@@ -15,7 +15,7 @@ refused here can be asked for again there, under the same upload id.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
 from .errors import ErrorCode, RemoteProtocolError
@@ -117,21 +117,29 @@ def encode_names(names: Iterable[bytes]) -> bytes:
     return b"".join(_NAME.pack(len(name)) + name for name in names)
 
 
-def decode_names(body: bytes) -> Sequence[bytes]:
-    """The names of a ``GET_MANY``, not judged yet. ``RemoteProtocolError(BadRequest)``."""
-    names: list[bytes] = []
-    at, end = 0, len(body)
+def count_names(body: bytes) -> int:
+    """How many names a ``GET_MANY`` has. ``RemoteProtocolError(BadRequest)`` for none, too many, or lengths that do not
+    add up."""
+    count = at = 0
+    end = len(body)
     while at < end:
-        if end - at < _NAME.size or len(names) == MAX_BUNDLE_FILES:
+        if end - at < _NAME.size or count == MAX_BUNDLE_FILES:
             raise _broken("names of a broken length")
+        at += _NAME.size + int(_NAME.unpack_from(body, at)[0])
+        count += 1
+    if at != end or not count:
+        raise _broken("no names, or one beyond its frame")
+    return count
+
+
+def iterate_names(body: bytes) -> Iterator[bytes]:
+    """The names of a ``GET_MANY`` that was counted, not judged yet. One by one: all at once would be many times the
+    memory of ``body``, for as long as they wait."""
+    at = 0
+    while at < len(body):
         name_at = at + _NAME.size
         at = name_at + int(_NAME.unpack_from(body, at)[0])
-        if at > end:
-            raise _broken("a name beyond its frame")
-        names.append(body[name_at:at])
-    if not names:
-        raise _broken("no names")
-    return names
+        yield body[name_at:at]
 
 
 def fetched_head(mtime_ns: int, size: int, digest: bytes, *, executable: bool) -> bytes:

@@ -281,9 +281,8 @@ class ChannelClient:
     def _bundle(self, header: Header, files: int) -> bytes:
         if (header.attachment, header.segment) in self._bundles:
             raise LocalProtocolError(ErrorCode.BAD_STATE, "a bundle of that number is under way")
-        credit = credit_of(header)
-        self._spend(header.attachment, credit)
-        self._bundles[header.attachment, header.segment] = SentBundle(FrameType(header.type), credit, files)
+        self._spend(header.attachment, credit_of(header))
+        self._bundles[header.attachment, header.segment] = SentBundle(header, files)
         return header.encode()
 
     def _spend(self, attachment: int, length: int) -> None:

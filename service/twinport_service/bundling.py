@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from twinport_protocol.bundles import (
     UploadedFile,
-    decode_names,
+    count_names,
     decode_uploaded,
     fetched_head,
     fetched_refusal,
+    iterate_names,
 )
 from twinport_protocol.errors import ErrorCode, ProtocolError, Refusal
 from twinport_protocol.frames import AckStatus, Header
@@ -69,14 +70,19 @@ class FetchBundle:
 
     def __init__(self, header: Header, body: bytes) -> None:
         self.header = header
-        self.names = deque(decode_names(body))
+        self.left_files = count_names(body)
         self.left_bytes = header.offset
+        self._names = iterate_names(body)
+
+    def next_name(self) -> bytes:
+        """The next file that is asked for; there are ``left_files``."""
+        self.left_files -= 1
+        return next(self._names)
 
     def refuse(self, code: ErrorCode) -> bytes:
         """The records of all files that are left."""
-        records = fetched_refusal(code) * len(self.names)
-        self.names.clear()
-        return records
+        left, self.left_files = self.left_files, 0
+        return fetched_refusal(code) * left
 
 
 class Shelf:
@@ -149,8 +155,8 @@ class Shelf:
         """The next records of the answer, and how many bytes of files are in them. Reads the disk."""
         records: list[Buffer] = []
         body_bytes = file_bytes = 0
-        while bundle.names and body_bytes < FRAME_BYTES:
-            raw = bundle.names.popleft()
+        while bundle.left_files and body_bytes < FRAME_BYTES:
+            raw = bundle.next_name()
             try:
                 head, data = self._read(raw, user, bundle.left_bytes)
             except ProtocolError as error:

@@ -260,7 +260,7 @@ class ChannelSession:
             body, file_bytes = self._shelf.next_files(bundle, user)
         except Refusal as refusal:
             body, file_bytes = bundle.refuse(refusal.code), 0
-        last = not bundle.names
+        last = not bundle.left_files
         self.tally.bytes_out += file_bytes
         self.outgoing.append(self._wire.files_header(bundle.header, len(body), file_bytes, last=last) + body)
         if last:

@@ -12,14 +12,15 @@ from twinport_protocol.bundles import (
     MAX_BUNDLE_FILES,
     FetchedFile,
     UploadedFile,
+    count_names,
     decode_fetched,
-    decode_names,
     decode_statuses,
     decode_uploaded,
     encode_names,
     encode_statuses,
     fetched_head,
     fetched_refusal,
+    iterate_names,
     uploaded_head,
 )
 from twinport_protocol.channel import ChannelClient, ChannelServer
@@ -90,7 +91,8 @@ def test_fetched_files_come_back(files: list[FetchedFile]) -> None:
 
 @given(st.lists(st.binary(max_size=300), min_size=1, max_size=5))
 def test_names_come_back(names: list[bytes]) -> None:
-    assert list(decode_names(encode_names(names))) == names
+    assert list(iterate_names(encode_names(names))) == names
+    assert count_names(encode_names(names)) == len(names)
 
 
 @given(st.lists(st.integers(0, 65535), max_size=9))
@@ -98,7 +100,7 @@ def test_statuses_come_back(statuses: list[int]) -> None:
     assert decode_statuses(encode_statuses(statuses)) == statuses
 
 
-@pytest.mark.parametrize("decode", [decode_uploaded, decode_names, decode_fetched, decode_statuses])
+@pytest.mark.parametrize("decode", [decode_uploaded, count_names, decode_fetched, decode_statuses])
 @given(data=st.data())
 def test_whatever_comes_is_decoded_or_refused(decode: Callable[[bytes], object], data: st.DataObject) -> None:
     sound = st.one_of(
@@ -125,7 +127,7 @@ def test_what_is_no_bundle() -> None:
     assert len(decode_uploaded(one * MAX_BUNDLE_FILES)) == MAX_BUNDLE_FILES
     for body in (b"", b"\0", b"\0\2x", encode_names([b""] * (MAX_BUNDLE_FILES + 1))):
         with pytest.raises(RemoteProtocolError):
-            decode_names(body)
+            count_names(body)
     sent = encode_fetched([FetchedFile(0, 0, False, DIGEST, b"data")])
     with pytest.raises(RemoteProtocolError):  # refused, and yet with bytes
         decode_fetched(b"\0\xc8" + sent[2:])
@@ -177,8 +179,9 @@ def test_a_bundle_of_uploads() -> None:
 @given(places)
 def test_a_bundle_of_downloads_in_several_frames(cuts: list[int]) -> None:
     pair = Pair()
-    get = pair.to_server(pair.client.get_many(pair.number, 1, 3, encode_names([b"a", b"b", b"c"]), 500))
-    assert pair.owed == (1, 500)
+    names = encode_names([b"a", b"b", b"c"])
+    get = pair.to_server(pair.client.get_many(pair.number, 1, 3, names, 500))
+    assert pair.owed == (1, 500 + len(names))
     first = encode_fetched([FetchedFile(0, 7, True, DIGEST, b"x" * 100), FetchedFile(0, 8, False, DIGEST, b"")])
     second = fetched_refusal(ErrorCode.FILE_NOT_FOUND)
     stream = pair.server.files_header(get.header, len(first), 100, last=False) + first
@@ -214,8 +217,8 @@ def test_the_credit_of_bundles() -> None:
     with pytest.raises(LocalProtocolError):
         pair.client.put_many(pair.number, 1, 1, LIMITS.bundle + 1)
     with pytest.raises(LocalProtocolError):
-        pair.client.get_many(pair.number, 1, 1, b"\0\0", LIMITS.credit + 1)
-    pair.to_server(pair.client.get_many(pair.number, 1, 1, b"\0\0", LIMITS.credit))
+        pair.client.get_many(pair.number, 1, 1, b"\0\0", LIMITS.credit - 1)
+    pair.to_server(pair.client.get_many(pair.number, 1, 1, b"\0\0", LIMITS.credit - 2))
     with pytest.raises(LocalProtocolError):
         pair.client.put_many(pair.number, 2, 1, 1)
     with pytest.raises(RemoteProtocolError) as refused:
@@ -295,8 +298,8 @@ def test_a_server_does_not_send_more_than_was_asked_for() -> None:
     with pytest.raises(LocalProtocolError):
         sent.give(get, 41, last=True)
     other = get._replace(segment=2)
-    assert sent.give(other, 100, last=True) == (0, 100)
-    assert sent.give(other, 100, last=True) == (0, 100), "a number is free again after its answer"
+    assert sent.give(other, 100, last=True) == (0, 103)
+    assert sent.give(other, 100, last=True) == (0, 103), "a number is free again after its answer"
 
 
 def test_what_a_decoder_holds_of_a_bundle_is_bounded() -> None:
