@@ -96,7 +96,11 @@ class Shelf:
         began = time.monotonic()
         files = decode_uploaded(body)
         judged = [self._judge(file, user) for file in files]
-        whole = [(spec, file.data) for spec, file in zip(judged, files, strict=True) if isinstance(spec, UploadSpec)]
+        whole = [
+            (spec, file.data, file.digest)
+            for spec, file in zip(judged, files, strict=True)
+            if isinstance(spec, UploadSpec)
+        ]
 
         def on_all(outcomes: list[Published | Refusal]) -> None:
             told = iter(outcomes)
@@ -105,7 +109,7 @@ class Shelf:
             self._wake()
 
         try:
-            self._desk.room.take(sum(len(data) for _, data in whole), len(whole))
+            self._desk.room.take(sum(len(data) for _, data, _ in whole), len(whole))
         except Refusal as refusal:
             on_all([refusal] * len(whole))
         else:
@@ -126,7 +130,8 @@ class Shelf:
         if digest_of(file.data) != file.digest:
             return Refusal(ErrorCode.DIGEST_MISMATCH)
         precondition = _IF_ABSENT if file.if_absent else ALWAYS
-        return UploadSpec(file.upload_id, user, name, size, file.mtime_ns, file.executable, precondition, file.digest)
+        # As an UPLOAD without a root would have it: a client that lost the ACKS asks so while this is under way.
+        return UploadSpec(file.upload_id, user, name, size, file.mtime_ns, file.executable, precondition)
 
     def settled(self) -> SentBundle | None:
         """A bundle all of whose outcomes are known now, written down in the audit log."""

@@ -136,28 +136,26 @@ class Committer:
             settle(Refusal(ErrorCode.INTERNAL))
 
     def commit_files(
-        self, files: Sequence[tuple[UploadSpec, Buffer]], on_all: Callable[[list[Published | Refusal]], None]
+        self, files: Sequence[tuple[UploadSpec, Buffer, bytes]], on_all: Callable[[list[Published | Refusal]], None]
     ) -> None:
-        """Publish small files that were not opened before and whose bytes have been compared with the root of their
-        spec. Their ids are in use until ``on_all`` is told the outcomes, in their order: from any thread, perhaps
-        before this returns."""
-        specs = [spec for spec, _ in files]
+        """Publish small files that were not opened before, each with its bytes and their digest, which were compared.
+        Their ids are in use until ``on_all`` is told the outcomes, in their order: from any thread, perhaps before
+        this returns."""
+        specs = [spec for spec, _, _ in files]
         refusals = self._ledger.admit(specs)
         admitted = [index for index, refused in enumerate(refusals) if refused is None]
 
         def on_admitted(outcomes: list[Published | Refusal]) -> None:
             self._ledger.finish_all([specs[index].upload_id for index in admitted])
-            told = iter(map(_as_asked, outcomes, [specs[index] for index in admitted]))
+            asked = [replace(specs[index], root=files[index][2]) for index in admitted]
+            told = iter(map(_as_asked, outcomes, asked))
             on_all([next(told) if refused is None else refused for refused in refusals])
 
         tally = OutcomeTally(len(admitted), on_admitted)
         if not admitted:
             on_admitted([])
             return
-        whole = [
-            WholeFile(*files[index], files[index][0].root or b"", tally.ending(place))
-            for place, index in enumerate(admitted)
-        ]
+        whole = [WholeFile(*files[index], tally.ending(place)) for place, index in enumerate(admitted)]
         try:
             self._storage.commit_small_files(whole)
         except Refusal as refusal:
