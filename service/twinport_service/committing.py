@@ -169,9 +169,7 @@ class Committer:
             for file in whole:
                 file.on_done(Refusal(ErrorCode.INTERNAL))
 
-    def _unless_published(
-        self, spec: UploadSpec, digest: bytes, refused: Refusal | None
-    ) -> Published | Refusal | None:
+    def _unless_published(self, spec: UploadSpec, digest: bytes, refused: Refusal | None) -> Published | Refusal | None:
         """Why a small file is not admitted; for want of room it cannot be if it was published under its id before."""
         if refused is None or refused.code is not ErrorCode.QUOTA_EXCEEDED:
             return refused

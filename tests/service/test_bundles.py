@@ -14,7 +14,7 @@ from twinport_protocol.messages import Verb
 from twinport_protocol.tickets import Action, Ticket, TicketKeys, encode_ticket
 from twinport_service.foundation import Foundation
 from twinport_service.ledger_memory import MemoryLedger
-from twinport_service.storage.contract import SMALL_BYTES, WholeFile
+from twinport_service.storage.contract import SMALL_BYTES, OnDone, UploadSpec, WholeFile
 from twinport_service.storage.memory import MemoryStorage
 
 from tests.service.conftest import KEYS, StartServer
@@ -47,24 +47,29 @@ def getting(control: RawControl, channel: RawChannel) -> int:
 
 
 class HeldStorage(MemoryStorage):
-    """Bundles wait until they are let go."""
+    """Small files wait until they are let go. ``count`` are those that came."""
 
     def __init__(self) -> None:
         super().__init__()
         self.go = threading.Event()
-        self.came = threading.Event()
+        self.count = 0
         self._threads: list[threading.Thread] = []
+
+    def commit_small(self, spec: UploadSpec, data: bytes, digest: bytes, on_done: OnDone) -> None:
+        """See the contract."""
+        self.commit_small_files([WholeFile(spec, data, digest, on_done)])
 
     def commit_small_files(self, files: Sequence[WholeFile]) -> None:
         """See the contract."""
 
         def publish() -> None:
             self.go.wait()
-            super(HeldStorage, self).commit_small_files(files)
+            for file in files:
+                super(HeldStorage, self).commit_small(file.spec, bytes(file.data), file.digest, file.on_done)
 
         self._threads.append(threading.Thread(target=publish))
         self._threads[-1].start()
-        self.came.set()
+        self.count += len(files)
 
     def close(self) -> None:
         """See the contract."""
@@ -89,7 +94,7 @@ def test_a_file_is_asked_for_by_its_id_while_its_bundle_is_still_under_way(
     file = Small("a", b"bytes")
     with RawControl(server.control_address) as control, RawChannel(server.data_address) as lost:
         lost.start_put_many(lost.attach_next(control.bundle("UPLOAD")), [file])
-        assert storage.came.wait(30)
+        await_true(lambda: storage.count == 1)
         lost.close()
         with RawChannel(server.data_address) as channel:
             options = {"mtime": str(file.mtime_ns)}
