@@ -94,6 +94,7 @@ class Shelf:
         self._audit = audit
         self._wake = wake
         self._settled: deque[tuple[SentBundle, list[UploadedFile], str, float]] = deque()
+        self._is_closed = False
 
     # uploads ---------------------------------------------------------------------------------------------------------
 
@@ -101,21 +102,39 @@ class Shelf:
         """Take the files of a PUT_MANY. ``RemoteProtocolError`` for a body that is none."""
         began = time.monotonic()
         files = decode_uploaded(body)
-        judged = [self._judge(file, user) for file in files]
-        whole = [(spec, file.data) for spec, file in zip(judged, files, strict=True) if isinstance(spec, UploadSpec)]
+        judged = self._with_room([self._judge(file, user) for file in files])
+        whole = [
+            (spec, file.data, file.digest)
+            for spec, file in zip(judged, files, strict=True)
+            if isinstance(spec, UploadSpec)
+        ]
 
         def on_all(outcomes: list[Published | Refusal]) -> None:
             told = iter(outcomes)
             all_of_them = [next(told) if isinstance(spec, UploadSpec) else spec for spec in judged]
             self._settled.append((SentBundle(header, all_of_them), files, user, began))
-            self._wake()
+            if self._is_closed:
+                self.close()  # nobody else looks any more
+            else:
+                self._wake()
 
+        self._desk.committer.commit_files(whole, on_all)
+
+    def _with_room(self, judged: list[UploadSpec | Refusal]) -> list[UploadSpec | Refusal]:
+        """The same, without those for which the floors of the disk leave no room."""
+        specs = [spec for spec in judged if isinstance(spec, UploadSpec)]
         try:
-            self._desk.room.take(sum(len(data) for _, data in whole), len(whole))
+            self._desk.room.take(sum(spec.size for spec in specs), len(specs))
+        except Refusal:
+            return [self._alone_with_room(spec) if isinstance(spec, UploadSpec) else spec for spec in judged]
+        return judged
+
+    def _alone_with_room(self, spec: UploadSpec) -> UploadSpec | Refusal:
+        try:
+            self._desk.room.take(spec.size)
         except Refusal as refusal:
-            on_all([refusal] * len(whole))
-        else:
-            self._desk.committer.commit_files(whole, on_all)
+            return refusal
+        return spec
 
     def _judge(self, file: UploadedFile, user: str) -> UploadSpec | Refusal:
         """What is to be published, or why it is not."""
@@ -132,13 +151,21 @@ class Shelf:
         if digest_of(file.data) != file.digest:
             return Refusal(ErrorCode.DIGEST_MISMATCH)
         precondition = _IF_ABSENT if file.if_absent else ALWAYS
-        return UploadSpec(file.upload_id, user, name, size, file.mtime_ns, file.executable, precondition, file.digest)
+        # As an UPLOAD without a root would have it: a client that lost the ACKS asks so while this is under way.
+        return UploadSpec(file.upload_id, user, name, size, file.mtime_ns, file.executable, precondition)
+
+    def close(self) -> None:
+        """Nobody asks any more for what is settled; what was published is written down all the same."""
+        self._is_closed = True
+        while self.settled() is not None:
+            pass
 
     def settled(self) -> SentBundle | None:
         """A bundle all of whose outcomes are known now, written down in the audit log."""
-        if not self._settled:
+        try:
+            bundle, files, user, began = self._settled.popleft()
+        except IndexError:
             return None
-        bundle, files, user, began = self._settled.popleft()
         seconds = time.monotonic() - began
         for file, outcome in zip(files, bundle.outcomes, strict=True):
             if isinstance(outcome, Published):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from twinport_protocol.bundles import decode_uploaded
@@ -90,6 +91,7 @@ class ChannelSession:
         self._shelf = Shelf(desk, self._rights, self._audit, wake)
         self._settled: deque[tuple[Header, str, Published | Refusal]] = deque()
         self._progress_at = 0
+        self._is_closed = False
         self.outgoing: deque[bytes | Payload] = deque()
         self.tally = Tally()
         self.attached_once = False
@@ -192,7 +194,10 @@ class ChannelSession:
     def _outcome_of(self, header: Header, user: str) -> Callable[[Published | Refusal], None]:
         def on_done(outcome: Published | Refusal) -> None:
             self._settled.append((header, user, outcome))
-            self._wake()
+            if self._is_closed:
+                self._note_settled()  # nobody else looks any more
+            else:
+                self._wake()
 
         return on_done
 
@@ -213,6 +218,13 @@ class ChannelSession:
                 if outcome.detail:
                     get_log().warning("[UPLOAD] Failed", code=outcome.code.value, detail=outcome.detail)
                 self._acknowledge(header, outcome.code.number)
+
+    def _note_settled(self) -> None:
+        """Write down how commits ended that nobody can be told of."""
+        with suppress(IndexError):
+            while True:
+                header, user, outcome = self._settled.popleft()
+                self._audit.committed(header.attachment, user, outcome)
 
     def _acknowledge(self, header: Header, status: int) -> None:
         self.outgoing.append(self._wire.acknowledge(header, status))
@@ -379,7 +391,8 @@ class ChannelSession:
             if isinstance(attached, UploadHandle):
                 self._audit.refused("PUT", loss.code, attached.spec.user, attached.spec.name)
             else:
-                self._audit.refused("GET", loss.code, attached.user)
+                is_put = isinstance(attached, Bundling) and attached.action is Action.UPLOAD_MANY
+                self._audit.refused("PUT" if is_put else "GET", loss.code, attached.user)
                 if isinstance(attached, Download):
                     self._withdrawn.append(attached)
             self._leave(attachment)
@@ -438,3 +451,6 @@ class ChannelSession:
         self.outgoing.clear()
         for attachment in list(self._attached):
             self._leave(attachment)
+        self._is_closed = True
+        self._note_settled()
+        self._shelf.close()

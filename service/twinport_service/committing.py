@@ -136,28 +136,29 @@ class Committer:
             settle(Refusal(ErrorCode.INTERNAL))
 
     def commit_files(
-        self, files: Sequence[tuple[UploadSpec, Buffer]], on_all: Callable[[list[Published | Refusal]], None]
+        self, files: Sequence[tuple[UploadSpec, Buffer, bytes]], on_all: Callable[[list[Published | Refusal]], None]
     ) -> None:
-        """Publish small files that were not opened before and whose bytes have been compared with the root of their
-        spec. Their ids are in use until ``on_all`` is told the outcomes, in their order: from any thread, perhaps
-        before this returns."""
-        specs = [spec for spec, _ in files]
-        refusals = self._ledger.admit(specs)
+        """Publish small files that were not opened before, each with its bytes and their digest, which were compared.
+        Their ids are in use until ``on_all`` is told the outcomes, in their order: from any thread, perhaps before
+        this returns."""
+        specs = [spec for spec, _, _ in files]
+        refusals = [
+            self._unless_published(spec, digest, refused)
+            for (spec, _, digest), refused in zip(files, self._ledger.admit(specs), strict=True)
+        ]
         admitted = [index for index, refused in enumerate(refusals) if refused is None]
 
         def on_admitted(outcomes: list[Published | Refusal]) -> None:
             self._ledger.finish_all([specs[index].upload_id for index in admitted])
-            told = iter(map(_as_asked, outcomes, [specs[index] for index in admitted]))
+            asked = [replace(specs[index], root=files[index][2]) for index in admitted]
+            told = iter(map(_as_asked, outcomes, asked))
             on_all([next(told) if refused is None else refused for refused in refusals])
 
-        tally = OutcomeTally(len(admitted), on_admitted)
         if not admitted:
-            on_admitted([])
+            on_all([refused for refused in refusals if refused is not None])
             return
-        whole = [
-            WholeFile(*files[index], files[index][0].root or b"", tally.ending(place))
-            for place, index in enumerate(admitted)
-        ]
+        tally = OutcomeTally(len(admitted), on_admitted)
+        whole = [WholeFile(*files[index], tally.ending(place)) for place, index in enumerate(admitted)]
         try:
             self._storage.commit_small_files(whole)
         except Refusal as refusal:
@@ -167,6 +168,16 @@ class Committer:
             get_log().exception("[UPLOAD] Internal error", files=len(whole))
             for file in whole:
                 file.on_done(Refusal(ErrorCode.INTERNAL))
+
+    def _unless_published(self, spec: UploadSpec, digest: bytes, refused: Refusal | None) -> Published | Refusal | None:
+        """Why a small file is not admitted; for want of room it cannot be if it was published under its id before."""
+        if refused is None or refused.code is not ErrorCode.QUOTA_EXCEEDED:
+            return refused
+        try:
+            done = self._storage.finished(spec.upload_id)
+        except Refusal as trouble:
+            return trouble
+        return refused if done is None else _as_asked(done, replace(spec, root=digest))
 
     def _sealed_manifest(self, upload: OpenUpload, root: bytes) -> Manifest:
         upload.await_writes()  # before its bytes can become the file

@@ -114,6 +114,8 @@ class Handlers:
                     return None
                 return self._opened(caller, command, self._desk.open_small(spec, caller.session))
             except (Refusal, ProtocolError) as error:
+                if error.code is ErrorCode.QUOTA_EXCEEDED:
+                    return None  # unless it is published already, which the disk knows
                 return self.turn_away(caller, command, error)
             except Exception:
                 get_log().exception("[CONTROL] Internal error", peer=caller.peer, verb=command.verb.value)
@@ -193,7 +195,7 @@ class Handlers:
             return [self._resume(caller, command)]
         spec = self._spec(caller, command)
         if spec.size <= SMALL_BYTES:
-            return [self._opened(caller, command, self._desk.open_small(spec, caller.session))]
+            return [self._opened(caller, command, self._open_small(caller, spec))]
         resumable = self._desk.ledger.resumable(caller.user, spec.name, spec.size)
         former = None if resumable is None else self._desk.ledger.load(resumable)
         # A resumed upload keeps its precondition: another one than is asked for now might replace what must stay.
@@ -202,6 +204,16 @@ class Handlers:
         # Whoever goes on with the other one must not need room twice.
         record = self._desk.open(spec, reserve=resumable is None, session=caller.session)
         return [self._opened(caller, command, record, resumable)]
+
+    def _open_small(self, caller: Caller, spec: UploadSpec) -> UploadRecord | Published:
+        """What was published under that id needs no room a second time."""
+        try:
+            return self._desk.open_small(spec, caller.session)
+        except Refusal as refusal:
+            done = self._desk.published(spec) if refusal.code is ErrorCode.QUOTA_EXCEEDED else None
+            if done is None:
+                raise
+            return done
 
     def _resume(self, caller: Caller, command: Command) -> Reply:
         name = parse_name(command.words[0])

@@ -88,10 +88,8 @@ class UploadDesk:
         with self._opening[spec.upload_id[0] % _OPENING_LOCKS]:
             # In this order: what the ledger has forgotten because it is finished, the storage knows.
             is_new = self.ledger.load(spec.upload_id) is None
-            done = self.storage.finished(spec.upload_id)
+            done = self.published(spec)
             if done is not None:
-                if not is_of(done, spec.user, spec.name, spec.size) or spec.root not in (None, done.root):
-                    raise Refusal(ErrorCode.DENIED, "the upload id has published another file")
                 return done
             record = self.ledger.begin(spec, reserve, self._key(session))
             if is_new and reserve:
@@ -101,6 +99,15 @@ class UploadDesk:
                     self.ledger.finish(spec.upload_id)
                     raise
         return record
+
+    def published(self, spec: UploadSpec) -> Published | None:
+        """What the id of that upload has published, if it is finished; ``Denied`` if that is another file."""
+        done = self.storage.finished(spec.upload_id)
+        if done is not None and (
+            not is_of(done, spec.user, spec.name, spec.size) or spec.root not in (None, done.root)
+        ):
+            raise Refusal(ErrorCode.DENIED, "the upload id has published another file")
+        return done
 
     def _key(self, session: int | None) -> SessionKey | None:
         return None if session is None else (self._node, session)

@@ -7,6 +7,7 @@ resuming, no threads and no cleverness; a test says each step itself.
 from __future__ import annotations
 
 import re
+import secrets
 import socket
 import ssl
 import struct
@@ -14,10 +15,17 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TypeVar
 
+from twinport_protocol.bundles import (
+    FetchedFile,
+    decode_fetched,
+    decode_statuses,
+    encode_names,
+    uploaded_head,
+)
 from twinport_protocol.control import Limits
 from twinport_protocol.errors import ErrorCode
 from twinport_protocol.frames import (
@@ -50,7 +58,9 @@ from twinport_protocol.tickets import decode_ticket
 Address = tuple[str, int]
 ANSWER_SECONDS = 30.0
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-_WITH_BODY = frozenset({FrameType.SEG, FrameType.MANIFEST_IS, FrameType.HAVE_IS})
+_WITH_BODY = frozenset(
+    {FrameType.SEG, FrameType.MANIFEST_IS, FrameType.HAVE_IS, FrameType.ACKS, FrameType.FILES},
+)
 _T = TypeVar("_T")
 _ClientT = TypeVar("_ClientT", bound="_Raw")
 
@@ -246,6 +256,12 @@ class RawControl(_Raw):
         options = reply.options
         return Version(int(options["size"]), bytes.fromhex(options["root"]), decode_ticket(options["ticket"]))
 
+    def bundle(self, direction: str) -> bytes:
+        """A ticket for bundles that must not be refused."""
+        reply = self.ask(Verb.BUNDLE, direction)
+        assert reply.kind is ReplyKind.OK, reply
+        return decode_ticket(reply.options["ticket"])
+
     def names(self, prefix: str = "") -> list[str]:
         """All files, by LIST in pages of 100."""
         found: list[str] = []
@@ -274,6 +290,33 @@ def opened(reply: Reply, size: int) -> Opened:
         size,
         None if resumable is None else bytes.fromhex(resumable),
     )
+
+
+@dataclass(frozen=True)
+class Small:
+    """A file for a bundle; a ``digest`` and a ``raw_name`` of their own are a liar's."""
+
+    name: str
+    data: bytes
+    upload_id: bytes = field(default_factory=lambda: secrets.token_bytes(16))
+    digest: bytes | None = None
+    raw_name: bytes | None = None
+    mtime_ns: int = 1_700_000_000_000_000_000
+    executable: bool = False
+    if_absent: bool = False
+
+    def record(self) -> bytes:
+        """What stands for it in a PUT_MANY."""
+        head = uploaded_head(
+            self.upload_id,
+            self.name.encode() if self.raw_name is None else self.raw_name,
+            self.mtime_ns,
+            len(self.data),
+            self.digest or digest_of(self.data),
+            executable=self.executable,
+            if_absent=self.if_absent,
+        )
+        return head + self.data
 
 
 @dataclass(frozen=True)
@@ -413,6 +456,60 @@ class RawChannel(_Raw):
         answer = self.answer()
         assert answer.type is FrameType.HAVE_IS
         return answer.code or decode_held(answer.body)
+
+    def start_put_many(self, attachment: int, files: Sequence[Small], serial: int = 0) -> None:
+        """PUT_MANY, without waiting."""
+        body = b"".join(file.record() for file in files)
+        self.frame(FrameType.PUT_MANY, attachment, serial, 0, len(body), 0, body)
+
+    def put_many(self, attachment: int, files: Sequence[Small], serial: int = 0) -> list[AckStatus | ErrorCode]:
+        """PUT_MANY and what its ACKS say. The FAIL of the attachment may come before."""
+        self.start_put_many(attachment, files, serial)
+        return self.all_acknowledged(serial)
+
+    def all_acknowledged(self, serial: int = 0) -> list[AckStatus | ErrorCode]:
+        """What the next ACKS say of each file."""
+        answer = self.answer()
+        while answer.type is FrameType.FAIL and answer.attachment != WHOLE_CHANNEL:
+            answer = self.answer()
+        assert (answer.type, answer.segment) == (FrameType.ACKS, serial), answer
+        return [
+            ErrorCode.from_number(status) if status >= ErrorCode.BAD_REQUEST.number else AckStatus(status)
+            for status in decode_statuses(answer.body)
+        ]
+
+    def start_get_many(self, attachment: int, names: Sequence[str | bytes], most_bytes: int, serial: int = 0) -> None:
+        """GET_MANY, without waiting."""
+        body = encode_names(name.encode() if isinstance(name, str) else name for name in names)
+        self.frame(FrameType.GET_MANY, attachment, serial, most_bytes, len(body), 0, body)
+
+    def get_many(
+        self, attachment: int, names: Sequence[str | bytes], most_bytes: int = 1024 * 1024, serial: int = 0
+    ) -> list[bytes | ErrorCode]:
+        """GET_MANY and the bytes of each file, compared with its root, or why it is not sent."""
+        self.start_get_many(attachment, names, most_bytes, serial)
+        found: list[bytes | ErrorCode] = []
+        for file in self.all_files(serial):
+            if file.status:
+                assert file == FetchedFile(file.status, 0, False, bytes(32), b""), "a refusal says nothing else"
+                found.append(ErrorCode.from_number(file.status))
+            else:
+                assert digest_of(file.data) == file.digest
+                found.append(bytes(file.data))
+        return found
+
+    def all_files(self, serial: int = 0) -> list[FetchedFile]:
+        """The files of the next answer to a GET_MANY."""
+        files: list[FetchedFile] = []
+        while True:
+            answer = self.answer()
+            if answer.type is FrameType.FAIL and answer.attachment != WHOLE_CHANNEL:
+                continue
+            assert (answer.type, answer.segment) == (FrameType.FILES, serial), answer
+            assert answer.offset == sum(len(file.data) for file in files)
+            files += decode_fetched(answer.body)
+            if answer.flags & LAST:
+                return files
 
 
 def send_file(

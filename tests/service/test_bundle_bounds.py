@@ -1,0 +1,197 @@
+"""What bounds bundles: quotas and floors to the byte, credit, a client that does not read, a rate, the end of a
+server; and what the audit log says of each file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from twinport_protocol.errors import ErrorCode
+from twinport_protocol.frames import COMMIT, LAST, AckStatus
+from twinport_protocol.messages import ReplyKind, Verb
+from twinport_protocol.segments import digest_of
+from twinport_service.audit import AuditLog
+from twinport_service.audit_reader import AuditReader
+from twinport_service.embedded import OWN_DIRECTORY
+from twinport_service.foundation import Foundation
+from twinport_service.ledger_memory import MemoryLedger
+from twinport_service.ledger_sqlite import SqliteLedger
+from twinport_service.quota import UNLIMITED, Quota
+from twinport_service.storage.local import LocalStorage
+from twinport_service.storage.memory import MemoryStorage
+from twinport_service.usage import UsageBook
+
+from tests.service.conftest import KEYS, StartServer
+from tests.service.oracle import Oracle
+from tests.service.raw_client import RawChannel, RawControl, Small, await_true
+from tests.service.running_server import RunningServer
+from tests.service.test_bundles import HeldStorage
+
+COMMITTED = AckStatus.COMMITTED
+KIB = 1024
+in_memory = pytest.mark.parametrize("storage_kind", ["memory"], indirect=True)
+Rows = Callable[[], list[Mapping[str, Any]]]
+
+
+class Office:
+    """Where quotas are set."""
+
+    def __init__(self) -> None:
+        self.quota = UNLIMITED
+
+    def __call__(self, user: str) -> Quota:
+        return self.quota
+
+
+@pytest.fixture
+def office() -> Office:
+    return Office()
+
+
+@pytest.fixture
+def audit(shm_path: Path) -> AuditLog:
+    return AuditLog(shm_path / "audit")
+
+
+@pytest.fixture
+def foundation(storage_kind: str, root: Path, office: Office, audit: AuditLog) -> Foundation:
+    usage = UsageBook(office)
+    if storage_kind == "memory":
+        return Foundation(MemoryStorage(usage=usage), MemoryLedger(usage=usage), KEYS, audit=audit)
+    storage = LocalStorage(root, usage=usage)
+    return Foundation(storage, SqliteLedger(root / OWN_DIRECTORY / "ledger.db", usage=usage), KEYS, audit=audit)
+
+
+@pytest.fixture
+def server(start_server: StartServer, foundation: Foundation) -> RunningServer:
+    return start_server(foundation)
+
+
+@pytest.fixture
+def rows(audit: AuditLog, shm_path: Path) -> Rows:
+    """What is written by now, but for what the server says of itself."""
+
+    def read() -> list[Mapping[str, Any]]:
+        assert audit.flush()
+        ours = ("start", "stop", "exposure")
+        return [row for row in AuditReader(shm_path / "audit").rows() if row["event"] not in ours]
+
+    return read
+
+
+@pytest.fixture
+def putting(control: RawControl, channel: RawChannel) -> int:
+    """An attachment for uploads in bundles."""
+    return channel.attach_next(control.bundle("UPLOAD"))
+
+
+@pytest.fixture
+def getting(control: RawControl, channel: RawChannel) -> int:
+    """An attachment for downloads in bundles."""
+    return channel.attach_next(control.bundle("DOWNLOAD"))
+
+
+def held(control: RawControl) -> tuple[int, ...]:
+    """Bytes, files, reserved bytes, open uploads."""
+    options = control.ask(Verb.QUOTA).options
+    return tuple(int(options[key]) for key in ("bytes", "files", "reserved-bytes", "open-uploads"))
+
+
+# quotas and floors ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("quota", [Quota(50, None), Quota(None, 5)], ids=["bytes", "files"])
+def test_of_a_bundle_exactly_as_many_succeed_as_the_quota_has_room_for(
+    control: RawControl, channel: RawChannel, putting: int, office: Office, quota: Quota, oracle: Oracle
+) -> None:
+    office.quota = quota
+    files = [Small(f"f{number}", b"0123456789") for number in range(8)]
+    assert channel.put_many(putting, files) == [COMMITTED] * 5 + [ErrorCode.QUOTA_EXCEEDED] * 3
+    assert held(control) == (50, 5, 0, 0)
+    # Said again, as after a lost answer: what was published is so still, though there is no room for it once more.
+    assert channel.put_many(putting, files) == [COMMITTED] * 5 + [ErrorCode.QUOTA_EXCEEDED] * 3
+    assert held(control) == (50, 5, 0, 0)
+    for file, kind in ((files[4], ReplyKind.DONE), (files[5], ReplyKind.ERROR)):
+        options = {"upload": file.upload_id.hex(), "mtime": str(file.mtime_ns)}
+        assert control.ask(Verb.UPLOAD, file.name, "10", options=options).kind is kind
+    assert control.refused(Verb.DELETE, "f0") is None
+    assert channel.put_many(putting, files[5:]) == [COMMITTED, *[ErrorCode.QUOTA_EXCEEDED] * 2]
+    office.quota = UNLIMITED
+    for file in files[1:6]:
+        oracle.sent(file.name, file.data)
+    oracle.check(is_idle=False)
+
+
+class Filling(MemoryStorage):
+    """Its disk has as much room as is said."""
+
+    free = 10_000_000
+
+    def free_bytes(self) -> int | None:
+        """See the contract."""
+        return self.free
+
+
+@in_memory
+def test_the_floor_of_the_disk_refuses_what_does_not_fit_and_nothing_else(start_server: StartServer) -> None:
+    usage = UsageBook()
+    storage = Filling(usage=usage)
+    foundation = Foundation(storage, MemoryLedger(usage=usage), KEYS)
+    server = start_server(replace(foundation, min_free_bytes=1_000_000))
+    storage.free = 1_000_100
+    with RawControl(server.control_address) as control, RawChannel(server.data_address) as channel:
+        attachment = channel.attach_next(control.bundle("UPLOAD"))
+        files = [Small("a", bytes(60)), Small("b", bytes(60)), Small("c", bytes(40)), Small("d", bytes(1))]
+        full = ErrorCode.DISK_FULL
+        assert channel.put_many(attachment, files) == [COMMITTED, full, COMMITTED, full]
+        assert held(control) == (100, 2, 0, 0)
+
+
+# the audit log --------------------------------------------------------------------------------------------------------
+
+
+def test_each_file_has_its_line(
+    control: RawControl, channel: RawChannel, putting: int, getting: int, office: Office, rows: Rows
+) -> None:
+    office.quota = Quota(None, 2)
+    good = [Small("a", b"one"), Small("d/b", b"")]
+    assert channel.put_many(putting, [*good, Small("c", b"")]) == [COMMITTED, COMMITTED, ErrorCode.QUOTA_EXCEEDED]
+    office.quota = UNLIMITED
+    channel.put_many(putting, good)
+    channel.get_many(getting, ["a", "nothing", "d/b"])
+    lines = [{key: row.get(key) for key in ("event", "file", "size", "outcome", "what")} for row in rows()]
+    assert lines == [
+        {"event": "upload", "file": "a", "size": 3, "outcome": "ok", "what": None},
+        {"event": "upload", "file": "d/b", "size": 0, "outcome": "ok", "what": None},
+        {"event": "refusal", "file": "c", "size": None, "outcome": "QuotaExceeded", "what": "PUT_MANY"},
+        {"event": "download", "file": "a", "size": 3, "outcome": "ok", "what": None},
+        {"event": "download", "file": "d/b", "size": 0, "outcome": "ok", "what": None},
+    ]
+
+
+@in_memory
+@pytest.mark.parametrize("way", ["alone", "bundle"])
+def test_a_file_has_its_line_though_its_channel_went_before_it_was_published(
+    start_server: StartServer, audit: AuditLog, rows: Rows, way: str
+) -> None:
+    storage = HeldStorage()
+    server = start_server(Foundation(storage, MemoryLedger(), KEYS, audit=audit))
+    with RawControl(server.control_address) as control:
+        with RawChannel(server.data_address) as channel:
+            if way == "bundle":
+                attachment = channel.attach_next(control.bundle("UPLOAD"))
+                channel.start_put_many(attachment, [Small("a", b"x"), Small("b", b"y")])
+            else:
+                for name, data in (("a", b"x"), ("b", b"y")):
+                    attachment = channel.attach_next(control.upload(name, 1, os.urandom(16)).ticket)
+                    channel.put(attachment, 0, 0, data, LAST | COMMIT, digest_of(data))
+            await_true(lambda: storage.count == 2)
+        await_true(lambda: server.channel_count == 0)
+        storage.go.set()
+        await_true(lambda: not server.live_uploads())
+        assert control.names() == ["a", "b"]
+    assert sorted(row["file"] for row in rows() if row["event"] == "upload") == ["a", "b"]
