@@ -18,7 +18,7 @@ from .errors import NetworkError, TwinportError, UsageError, nonsense, refusal
 from .known_servers import KnownServers
 from .login import Login
 from .session import Identity, LoginLostError, Opening, Session, home_in, user_in
-from .streams import CONNECT_SECONDS, SILENT_SECONDS, stream_of, tune
+from .streams import CONNECT_SECONDS, SILENT_SECONDS, dial, stream_of, tune
 from .timings import OpeningTimes
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ class Connector:
     def _connect(self) -> socket.socket:
         began = time.perf_counter()
         try:
-            connection = socket.create_connection((self.address.host, self.address.port), self._connect_seconds)
+            connection = dial(self.address, self._connect_seconds)
             self._connect_took = time.perf_counter() - began
             return connection
         except OSError as error:

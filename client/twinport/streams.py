@@ -212,11 +212,19 @@ def stream_of(connection: socket.socket) -> Stream:
     return TlsStream(connection)
 
 
+def dial(address: Address, seconds: float) -> socket.socket:
+    """A connected socket that still blocks. What is written goes out at once from the first byte on: what follows a
+    handshake would otherwise wait for a round trip until that was acknowledged. ``OSError``."""
+    connection = socket.create_connection((address.host, address.port), seconds)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return connection
+
+
 def connect_channel(address: Address, certificate: bytes | None, seconds: float) -> socket.socket:
     """A data connection that still blocks, for at most ``seconds`` at a time: under TLS, to the server that proves
     itself with the very certificate of the control connection, if that had one (its SHA-256). ``OSError``,
     ``TwinportError``."""
-    connection = socket.create_connection((address.host, address.port), seconds)
+    connection = dial(address, seconds)
     if certificate is None:
         return connection
     from .tls import secure_channel  # noqa: PLC0415  # as above
@@ -225,9 +233,8 @@ def connect_channel(address: Address, certificate: bytes | None, seconds: float)
 
 
 def tune(connection: socket.socket, silent_seconds: float) -> None:
-    """No delay for small writes; the kernel gives up a dead peer by itself; congestion control as the line wants it."""
+    """The kernel gives up a dead peer by itself; congestion control as the line wants it."""
     suit(connection)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if hasattr(socket, "TCP_USER_TIMEOUT"):
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(silent_seconds * 1000))
