@@ -17,6 +17,7 @@ from twinport_protocol.errors import ProtocolError
 from .addresses import Address
 from .errors import NetworkError, TrustError, TwinportError, nonsense
 from .lane import Buffer, ChannelClosingError, Lane
+from .report import ChannelWatcher
 from .streams import CONNECT_SECONDS, SILENT_SECONDS, Stream, connect_channel, stream_of, tune
 from .wake import Waker
 
@@ -33,7 +34,7 @@ class DataChannel:
 
     ``certificate`` is that of the control connection (its SHA-256): the channel is under TLS then, to the same one.
     ``on_end(channel)`` is called last, from the channel's thread; :attr:`error` is why it was lost, None after
-    :meth:`stop`.
+    :meth:`stop`. ``watcher`` looks at the connection.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class DataChannel:
         silent_seconds: float = SILENT_SECONDS,
         connect_seconds: float = CONNECT_SECONDS,
         read_bytes: int = READ_BYTES,
+        watcher: ChannelWatcher | None = None,
     ) -> None:
         self.lane = lane
         self.error: TwinportError | None = None
@@ -61,6 +63,7 @@ class DataChannel:
         self._silent_seconds = silent_seconds
         self._connect_seconds = connect_seconds
         self._read_bytes = read_bytes
+        self._watcher = watcher
         self._waker = Waker()
         self._stopping = False
         self._finish_by: float | None = None
@@ -97,6 +100,8 @@ class DataChannel:
         try:
             stream = self._connect()
             if stream is not None:
+                if self._watcher is not None:
+                    self._watcher.channel_opens(stream.fileno())
                 self._loop(stream)
         except ProtocolError as broken:
             self.error = nonsense(broken)
@@ -108,6 +113,8 @@ class DataChannel:
             self.error = NetworkError(f"a data connection was lost: {lost.strerror or lost}")
         finally:
             if stream is not None:
+                if self._watcher is not None:
+                    self._watcher.channel_closes(stream.fileno())
                 stream.close()
                 lived = self._clock() - self._connected_at
                 if not self.lane.is_waiting and not self._out and (self._was_used or lived > UNUSED_SECONDS):

@@ -24,7 +24,7 @@ from .data_channel import DataChannel
 from .engine import Engine, EventKind, Request
 from .errors import BusyError, InterruptError, LoginError, NetworkError, ServerProtocolError, TrustError, TwinportError
 from .lane import Lane
-from .report import Observer
+from .report import ChannelWatcher, Observer
 from .session import Session
 from .streams import SILENT_SECONDS
 
@@ -223,6 +223,7 @@ class Transfer:
                 self._clock,
                 certificate=self._session.identity.certificate,
                 silent_seconds=self._silent_seconds,
+                watcher=self._observer if isinstance(self._observer, ChannelWatcher) else None,
             )
             self._channels.append(channel)
             channel.start()
