@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import select
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -25,6 +26,8 @@ READ_BYTES = 1024 * 1024
 SMALL_BYTES = 64 * 1024
 FINISH_SECONDS = 10.0
 FINISH_SILENT_SECONDS = 1.0
+START_TRIES = 100
+START_SECONDS = 0.001
 UNUSED_SECONDS = 2.0
 """A channel that nobody needed for so long may be closed by the server without being called lost."""
 
@@ -92,7 +95,12 @@ class DataChannel:
 
     def join(self) -> None:
         """Wait for the end of the thread."""
-        self._thread.join()
+        for _ in range(START_TRIES):
+            try:
+                self._thread.join()
+                break
+            except RuntimeError:  # Ctrl-C came while it was being started: it is about to run, or never will
+                time.sleep(START_SECONDS)
         self._waker.close()
 
     def _run(self) -> None:

@@ -8,12 +8,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from twinport import errors
 from twinport.addresses import Address
 from twinport.client import Client
 from twinport.control_link import ControlLink
+from twinport.data_channel import DataChannel
 from twinport.engine import Request
 from twinport.streams import stream_of
 from twinport.wake import Waker
@@ -125,6 +127,13 @@ def test_an_idle_line_is_kept_alive_and_a_silent_one_given_up(peer: ScriptedPeer
     with pytest.raises(errors.NetworkError, match="silent for 62 s"):
         call.result()
     link.close()
+
+
+def test_a_channel_that_was_interrupted_before_it_ran_can_be_joined() -> None:
+    lane = cast("Any", None)  # never asked
+    channel = DataChannel((Address("127.0.0.1", 1),), lane, lambda channel: None, time.monotonic)
+    channel.stop()
+    channel.join()
 
 
 class Source:
