@@ -9,6 +9,7 @@ faster. Pure: time comes from a clock, facts from whoever owns the sockets.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 
 from .congestion import LineFacts
@@ -31,9 +32,11 @@ LOSSY_SHARE = 0.0005
 
 
 class ChannelCount:
-    """Decides; ``most`` is the user's bound, None for no other than the server's. ``cores`` are this machine's."""
+    """Decides; ``most`` is the user's bound, None for no other than the server's. ``cores`` are this machine's.
+    ``first`` is with how many to begin, whatever the line is; None leaves that to the line."""
 
-    def __init__(self, most: int | None, cores: int, clock: Callable[[], float]) -> None:
+    def __init__(self, most: int | None, cores: int, clock: Callable[[], float], *, first: int | None = None) -> None:
+        self._first = first
         self._bound = MOST if most is None else most
         self._cores = max(1, cores)
         self._clock = clock
@@ -44,11 +47,11 @@ class ChannelCount:
     def begin(self, line: LineFacts, announced: int) -> None:
         """A session begins, over such a line to a server that announced so many channels."""
         self._most = max(1, min(self._bound, announced))
-        if line.is_local:
+        if line.is_local and self._first is None:
             # Each channel is a thread at either end, and both ends share these cores.
             self._most = min(self._most, max(1, self._cores // 2))
         steps = ((paced if line.is_paced else count) for rtt, count, paced in STEPS if line.rtt_seconds >= rtt)
-        self.wanted = min(next(steps, 1), self._most)
+        self.wanted = min(self._first or next(steps, 1), self._most)
         self.opens_early = line.rtt_seconds >= LONG_RTT_SECONDS
         """Whether a channel is opened before there is work for it."""
         self._window_seconds = max(MEASURE_SECONDS, MEASURE_ROUND_TRIPS * line.rtt_seconds)
@@ -117,3 +120,8 @@ class ChannelCount:
 
 def _is_near(lines: Sequence[LineFacts]) -> bool:
     return all(line.rtt_seconds < LONG_RTT_SECONDS for line in lines)
+
+
+def core_count() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

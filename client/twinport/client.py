@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from twinport_protocol.version import VERSION
 
 from .addresses import Address
 from .backoff import Backoff
+from .channel_count import ChannelCount, core_count
 from .connector import Connector, Security
 from .engine import Policy
 from .entries import RemoteEntry, checked_name, checked_prefix, parse_entry, parse_size_and_root
@@ -42,6 +43,8 @@ from .streams import SILENT_SECONDS
 from .transfer import PATIENCE_SECONDS, Transfer
 
 if TYPE_CHECKING:
+    from twinport_protocol.control import Limits
+
     from .quota import Quota
 
 PAGE_ENTRIES = 5000
@@ -74,6 +77,8 @@ class Client:
         self._patience_seconds = patience_seconds
         self._silent_seconds = silent_seconds
         self._policy = policy or Policy()
+        self.new_upload_id: Callable[[], str] = lambda: os.urandom(16).hex()
+        """Gives the random ids of uploads. Replace it to keep them."""
         self._connector = Connector(address, f"twinport/{VERSION}", security, login)
         self._session: Session | None = self._connector.open()
 
@@ -121,7 +126,7 @@ class Client:
         )
         options = {"if-absent": "1"} if if_absent else {}
         engine = UploadEngine(
-            session.limits, self._policy, time.monotonic, lambda: os.urandom(16).hex(), feed.find_again, options
+            session.limits, self._policy, time.monotonic, self.new_upload_id, feed.find_again, options
         )
         transfer = Transfer(
             engine,
@@ -129,7 +134,7 @@ class Client:
             self._current_session,
             lambda current, on_change: UploadLane(engine, lock, current.limits, on_change, time.monotonic),
             progress or SilentObserver(),
-            channels=self._channels,
+            count=self._channel_count(),
             patience_seconds=self._patience_seconds,
             silent_seconds=self._silent_seconds,
         )
@@ -182,7 +187,7 @@ class Client:
             self._current_session,
             lambda current, on_change: DownloadLane(engine, lock, current.limits, on_change, tree, flusher),
             progress or SilentObserver(),
-            channels=self._channels,
+            count=self._channel_count(),
             patience_seconds=self._patience_seconds,
             silent_seconds=self._silent_seconds,
         )
@@ -196,6 +201,9 @@ class Client:
         if check:
             engine.report.raise_for_failures()
         return engine.report
+
+    def _channel_count(self) -> ChannelCount:
+        return ChannelCount(self._channels, core_count(), time.monotonic, first=self._policy.first_channels)
 
     # names -----------------------------------------------------------------------------------------------------------
 
@@ -246,6 +254,20 @@ class Client:
             return delete_tree(self.list, self._delete_one, checked_name(name))
         except NotFoundError as error:
             raise NotFoundError(error.message.replace("cannot list", "cannot remove", 1), error.code) from None
+
+    def delete_files(self, names: Sequence[str]) -> int:
+        """Remove many files, hundreds of commands under way at once; how many were there. What the server refuses is
+        left. ``NetworkError`` when the connection is lost: nothing is tried again."""
+        from .removal import ask_many  # noqa: PLC0415  # as in delete
+
+        return ask_many(self._connected().link, Verb.DELETE, [checked_name(name) for name in names])
+
+    def abandon(self, upload_ids: Sequence[str]) -> None:
+        """Give up uploads that were interrupted, by the ids that :attr:`new_upload_id` gave: otherwise they are kept to
+        be resumed, and hold room. Harmless for those that are finished. ``NetworkError`` as in :meth:`delete_files`."""
+        from .removal import ask_many  # noqa: PLC0415  # as in delete
+
+        ask_many(self._connected().link, Verb.ABORT, upload_ids)
 
     def _delete_one(self, name: str, options: dict[str, str] | None = None) -> None:
         tries: _Tries = []
@@ -314,6 +336,11 @@ class Client:
     def identity(self) -> Identity:
         """Who this connection is logged in as, and the server's certificate."""
         return self._connected().identity
+
+    @property
+    def limits(self) -> Limits:
+        """What the server has announced: the largest file that it takes, how many channels."""
+        return self._connected().limits
 
     def quota(self) -> Quota:
         """What the user has stored, and how much it may be. ``LoginError``."""

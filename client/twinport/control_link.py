@@ -11,7 +11,7 @@ import select
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from twinport_protocol.control import ControlClient, ControlState, Greeting
 from twinport_protocol.errors import ErrorCode, ProtocolError
@@ -78,6 +78,13 @@ class Call:
         return self.replies
 
 
+class _Asked(NamedTuple):
+    """A command of a transfer: its reply is for nobody once another transfer runs."""
+
+    source: CommandSource
+    request: Request
+
+
 class ControlLink:
     """Owns a connected stream from the greeting on."""
 
@@ -96,7 +103,7 @@ class ControlLink:
         self._lock = threading.Lock()
         self._calls: deque[Call] = deque()
         self._source: CommandSource | None = None
-        self._waiting: dict[int, Call | Request | None] = {}
+        self._waiting: dict[int, Call | _Asked | None] = {}
         self._closing = False
         self._error: TwinportError | None = None
         self._out: Outgoing = deque()
@@ -212,7 +219,7 @@ class ControlLink:
                 break
             for request in requests:
                 number, line = self._protocol.command(request.verb, request.words, request.options)
-                self._waiting[number] = request
+                self._waiting[number] = _Asked(source, request)
                 lines.append(line)
                 size += len(line)
         if lines:
@@ -236,6 +243,8 @@ class ControlLink:
         self._pinged = False
         self._protocol.feed(bytes(view[:count]))
         pairs: list[tuple[Request, Reply]] = []
+        with self._lock:
+            source = self._source
         for event in self._protocol.events():
             if isinstance(event, Greeting):
                 continue
@@ -249,9 +258,8 @@ class ControlLink:
                 if event.code is ErrorCode.LOGIN_REQUIRED:
                     # Of a transfer, which logged in: the login was ended, and perhaps another one goes on with it all.
                     raise _ended(event)
-                pairs.append((waiting, event))
-        with self._lock:
-            source = self._source
+                if waiting.source is source:
+                    pairs.append((waiting.request, event))
         if pairs and source is not None:
             source.take_replies(pairs)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import select
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -18,6 +19,7 @@ from .addresses import Address
 from .congestion import LineFacts
 from .errors import NetworkError, TrustError, TwinportError, nonsense
 from .lane import Buffer, ChannelClosingError, FilePiece, Lane
+from .report import ChannelWatcher
 from .streams import CONNECT_SECONDS, SILENT_SECONDS, FileRange, Outgoing, Stream, connect_channel, stream_of, tune
 from .timings import Stopwatch
 from .wake import Waker
@@ -27,6 +29,8 @@ SMALL_BYTES = 64 * 1024
 FINISH_SECONDS = 10.0
 FINISH_SILENT_SECONDS = 1.0
 LOOK_SECONDS = 0.4
+START_TRIES = 100
+START_SECONDS = 0.001
 UNUSED_SECONDS = 2.0
 """A channel that nobody needed for so long may be closed by the server without being called lost."""
 
@@ -36,7 +40,7 @@ class DataChannel:
 
     ``certificate`` is that of the control connection (its SHA-256): the channel is under TLS then, to the same one.
     ``on_end(channel)`` is called last, from the channel's thread; :attr:`error` is why it was lost, None after
-    :meth:`stop`.
+    :meth:`stop`. ``watcher`` looks at the connection.
     """
 
     def __init__(
@@ -50,6 +54,7 @@ class DataChannel:
         silent_seconds: float = SILENT_SECONDS,
         connect_seconds: float = CONNECT_SECONDS,
         read_bytes: int = READ_BYTES,
+        watcher: ChannelWatcher | None = None,
     ) -> None:
         self.lane = lane
         self.error: TwinportError | None = None
@@ -68,6 +73,7 @@ class DataChannel:
         self._silent_seconds = silent_seconds
         self._connect_seconds = connect_seconds
         self._read_bytes = read_bytes
+        self._watcher = watcher
         self._waker = Waker()
         self._stopping = False
         self._is_overtaken = False
@@ -112,7 +118,12 @@ class DataChannel:
 
     def join(self) -> None:
         """Wait for the end of the thread."""
-        self._thread.join()
+        for _ in range(START_TRIES):
+            try:
+                self._thread.join()
+                break
+            except RuntimeError:  # Ctrl-C came while it was being started: it is about to run, or never will
+                time.sleep(START_SECONDS)
         self._waker.close()
 
     def _run(self) -> None:
@@ -122,6 +133,8 @@ class DataChannel:
             stream = self._connect()
             self.watch.lap("connecting")
             if stream is not None:
+                if self._watcher is not None:
+                    self._watcher.channel_opens(stream.fileno())
                 self._loop(stream)
         except ProtocolError as broken:
             self.error = nonsense(broken)
@@ -133,6 +146,8 @@ class DataChannel:
             self.error = NetworkError(f"a data connection was lost: {lost.strerror or lost}")
         finally:
             if stream is not None:
+                if self._watcher is not None:
+                    self._watcher.channel_closes(stream.fileno())
                 stream.close()
                 lived = self._clock() - self._connected_at
                 if not self.lane.is_waiting and not self._out and (self._was_used or lived > UNUSED_SECONDS):

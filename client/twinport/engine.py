@@ -63,6 +63,8 @@ class Policy:
     """Passing failures of one file in a row, without progress."""
     changes: int = 3
     """How often a file that changes while it is sent is started."""
+    first_channels: int | None = None
+    """Channels to begin with, where ``channels`` of the client allows; None leaves that to the line."""
     first_wait_seconds: float = 0.1
     longest_wait_seconds: float = 5.0
 

@@ -1,14 +1,19 @@
-"""Removing a directory with all in it: files first, then the directories from the deepest up."""
+"""Removing a directory with all in it: files first, then the directories from the deepest up; and many at once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
+
+from twinport_protocol.messages import ReplyKind, Verb
 
 from .errors import NotFoundError, ServerProtocolError
 
 if TYPE_CHECKING:
+    from .control_link import ControlLink
     from .entries import RemoteEntry
+
+WINDOW_COMMANDS = 256
 
 
 def delete_tree(listing: Callable[..., Iterator[RemoteEntry]], delete_one: Callable[[str], None], name: str) -> int:
@@ -57,3 +62,12 @@ class _Level:
 def _is_directly_below(name: str, above: str) -> bool:
     parent, _, base = name.rpartition("/")
     return parent == above and bool(base)
+
+
+def ask_many(link: ControlLink, verb: Verb, words: Sequence[str]) -> int:
+    """One command for each word, ``WINDOW_COMMANDS`` of them at once; how many were not refused. ``NetworkError``."""
+    done = 0
+    for start in range(0, len(words), WINDOW_COMMANDS):
+        calls = [link.call(verb, (word,)) for word in words[start : start + WINDOW_COMMANDS]]
+        done += sum(call.result()[-1].kind is not ReplyKind.ERROR for call in calls)
+    return done

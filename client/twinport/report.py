@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from .errors import PartialFailureError, TwinportError
 from .timings import Timings
@@ -59,6 +59,17 @@ class Observer(Protocol):
 
     def progress(self, done_bytes: int, known_bytes: int) -> None:
         """Now and then: verified bytes so far, and all bytes known so far (more may be found)."""
+
+
+@runtime_checkable
+class ChannelWatcher(Protocol):
+    """An observer that also looks at the sockets of the transfer's data connections."""
+
+    def channel_opens(self, descriptor: int) -> None:
+        """A data connection is there. Called, as the other, in that connection's thread: be quick, raise nothing."""
+
+    def channel_closes(self, descriptor: int) -> None:
+        """It is about to be closed."""
 
 
 class SilentObserver:

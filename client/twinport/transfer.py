@@ -11,7 +11,6 @@ everything open is asked for again with the same ids. Tries go on, with growing 
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +25,7 @@ from .data_channel import DataChannel
 from .engine import Engine, EventKind, Request
 from .errors import BusyError, InterruptError, LoginError, NetworkError, ServerProtocolError, TrustError, TwinportError
 from .lane import Lane
-from .report import Observer
+from .report import ChannelWatcher, Observer
 from .session import Session
 from .streams import SILENT_SECONDS
 from .tail_watch import Progress, TailWatch
@@ -55,7 +54,7 @@ class Transfer:
         make_lane: Callable[[Session, Callable[[], None]], Lane],
         observer: Observer,
         *,
-        channels: int | None,
+        count: ChannelCount,
         patience_seconds: float = PATIENCE_SECONDS,
         silent_seconds: float = SILENT_SECONDS,
         clock: Callable[[], float] = time.monotonic,
@@ -66,7 +65,7 @@ class Transfer:
         self._get_session = session
         self._make_lane = make_lane
         self._observer = observer
-        self._count = ChannelCount(channels, core_count(), clock)
+        self._count = count
         self._patience_seconds = patience_seconds
         self._silent_seconds = silent_seconds
         self._clock = clock
@@ -250,6 +249,7 @@ class Transfer:
                 self._clock,
                 certificate=self._session.identity.certificate,
                 silent_seconds=self._silent_seconds,
+                watcher=self._observer if isinstance(self._observer, ChannelWatcher) else None,
             )
             self._channels.append(channel)
             self._timings.channels = max(self._timings.channels, len(self._channels))
@@ -341,11 +341,6 @@ class Transfer:
             self._ended.append(channel)
             self._news = True
             self._changed.notify_all()
-
-
-def core_count() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _reason(error: BaseException) -> TwinportError:

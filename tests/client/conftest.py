@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 import twinport
-from twinport import channel_count, transfer
+from twinport import channel_count
+from twinport import client as client_module
 from twinport.client import Client
 from twinport.engine import Policy
 
@@ -37,7 +38,7 @@ def own_settings(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.M
 def several_channels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Transfers of this process begin with four channels, as over a long line from a machine with many cores."""
     monkeypatch.setattr(channel_count, "STEPS", ((0.0, 4, 4),))
-    monkeypatch.setattr(transfer, "core_count", lambda: 16)
+    monkeypatch.setattr(client_module, "core_count", lambda: 16)
 
 
 RunCommand = Callable[..., tuple[int, str, str]]

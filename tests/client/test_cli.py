@@ -170,7 +170,9 @@ def test_one_failed_file_of_several(run: Run, make_file: Callable[..., Path], pr
 def test_help_and_version_are_complete(run: Run) -> None:
     done = run("--help")
     assert done.returncode == 0
-    for command in ("put", "get", "ls", "stat", "rm", "mv", "mkdir", "verify", "login", "logout", "whoami", "quota"):
+    for command in (
+        "put", "get", "ls", "stat", "rm", "mv", "mkdir", "verify", "login", "logout", "whoami", "quota", "bench",
+    ):  # fmt: skip
         assert f"\n  {command} " in done.stdout
         shown = run(command, "--help")
         assert shown.returncode == 0

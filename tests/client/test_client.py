@@ -15,9 +15,10 @@ from twinport.client import Client
 from twinport.download_feed import DownloadFeed, Wanted
 from twinport.entries import RemoteEntry
 from twinport.partials import partial_name
-from twinport.report import TransferReport
+from twinport.report import SilentObserver, TransferReport
 from twinport_protocol.segments import MIN_SEGMENT_BYTES, Layout
 
+from tests.client.conftest import Connect
 from tests.client.servers import ServerProcess
 
 MEBI = 1024 * 1024
@@ -316,6 +317,61 @@ def test_names_can_be_moved_made_and_removed(client: Client, make_file: Callable
 def test_names_that_break_the_rules_are_a_usage_mistake(client: Client, name: str) -> None:
     with pytest.raises(errors.UsageError):
         client.stat(name)
+
+
+def test_many_files_are_removed_at_once(client: Client, prefix: str, tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    for number in range(300):
+        (tmp_path / "tree" / str(number)).write_bytes(b"x")
+    client.put(tmp_path / "tree", prefix, recursive=True)
+    names = [f"{prefix}/tree/{number}" for number in range(301)]
+    assert client.delete_files(names) == 300  # the last never was there
+    assert client.delete_files(names) == 0
+    with pytest.raises(errors.UsageError):
+        client.delete_files(["../x"])
+
+
+def test_an_upload_that_was_interrupted_can_be_given_up(
+    own_server: ServerProcess, connect: Connect, make_file: Callable[..., Path]
+) -> None:
+    client = connect(own_server)
+    drawn: list[str] = []
+    draw = client.new_upload_id
+
+    def keep() -> str:
+        drawn.append(draw())
+        return drawn[-1]
+
+    class Interrupting(SilentObserver):
+        def progress(self, done_bytes: int, known_bytes: int) -> None:
+            if done_bytes:
+                raise KeyboardInterrupt
+
+    client.new_upload_id = keep
+    with pytest.raises(KeyboardInterrupt):
+        client.put(make_file("file", 16 * MIN_SEGMENT_BYTES), progress=Interrupting())
+    client.abandon(drawn)
+    assert (client.quota().open_uploads, client.quota().reserved_bytes) == (0, 0)
+    client.abandon(drawn)  # harmless
+
+
+def test_an_observer_may_watch_the_connections(client: Client, make_file: Callable[..., Path], prefix: str) -> None:
+    seen: list[tuple[str, bool]] = []
+
+    class Watching(SilentObserver):
+        def channel_opens(self, descriptor: int) -> None:
+            seen.append(("opens", stat.S_ISSOCK(os.fstat(descriptor).st_mode)))
+
+        def channel_closes(self, descriptor: int) -> None:
+            seen.append(("closes", stat.S_ISSOCK(os.fstat(descriptor).st_mode)))
+
+    client.put(make_file("file", 10), prefix, progress=Watching())
+    assert seen == [("opens", True), ("closes", True)]
+
+
+def test_the_limits_are_those_that_the_server_announced(client: Client) -> None:
+    assert client.limits.channels >= 1
+    assert client.limits.max_file == 2**63 - 1
 
 
 def test_a_closed_client_says_so(shared_server: ServerProcess) -> None:

@@ -6,14 +6,17 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from twinport import errors
 from twinport.addresses import Address
 from twinport.client import Client
 from twinport.control_link import ControlLink
+from twinport.data_channel import DataChannel
+from twinport.engine import Request
 from twinport.streams import stream_of
 from twinport.wake import Waker
 from twinport_protocol.control import ControlClient, ControlServer, Greeting, Limits
@@ -123,6 +126,47 @@ def test_an_idle_line_is_kept_alive_and_a_silent_one_given_up(peer: ScriptedPeer
     link.wake()
     with pytest.raises(errors.NetworkError, match="silent for 62 s"):
         call.result()
+    link.close()
+
+
+def test_a_channel_that_was_interrupted_before_it_ran_can_be_joined() -> None:
+    lane = cast("Any", None)  # never asked
+    channel = DataChannel((Address("127.0.0.1", 1),), lane, lambda channel: None, time.monotonic)
+    channel.stop()
+    channel.join()
+
+
+class Source:
+    """A transfer with one command to ask."""
+
+    def __init__(self, name: str) -> None:
+        self.replies: list[tuple[Request, Reply]] = []
+        self._requests = [Request(Verb.STAT, (name,), {}, "stat", None)]
+
+    def next_requests(self, room: int) -> list[Request]:
+        requests, self._requests = self._requests, []
+        return requests
+
+    def take_replies(self, pairs: Sequence[tuple[Request, Reply]]) -> None:
+        self.replies += pairs
+
+    def link_lost(self, error: errors.TwinportError) -> None:
+        """Not in this test."""
+
+
+def test_what_an_ended_transfer_has_asked_is_not_answered_to_the_next(peer: ScriptedPeer) -> None:
+    link = ControlLink(stream_of(peer.theirs), peer.client, time.monotonic)
+    ended, running = Source("ended"), Source("running")
+    link.set_source(ended)
+    (first,) = peer.receive()
+    link.set_source(None)
+    link.set_source(running)
+    (second,) = peer.receive()
+    for command in (first, second):
+        peer.send(Reply(command.id, ReplyKind.OK, command.words))
+    await_that(lambda: bool(running.replies))
+    assert [reply.words for _, reply in running.replies] == [("running",)]
+    assert ended.replies == []
     link.close()
 
 

@@ -16,6 +16,7 @@ from twinport_protocol.version import VERSION
 from twinport.errors import InterruptError, TwinportError
 
 from .account import login, logout, quota, whoami
+from .bench import bench
 from .context import INTERRUPTED, Settings, settings_from, shared_options
 from .names import ls, mkdir, mv, rm, stat, verify
 from .transfers import get, put
@@ -46,7 +47,7 @@ def cli(context: click.Context, /, **given: Any) -> None:
     context.obj = settings_from(Settings(), given)
 
 
-for _command in (put, get, ls, stat, rm, mv, mkdir, verify, login, logout, whoami, quota):
+for _command in (put, get, ls, stat, rm, mv, mkdir, verify, login, logout, whoami, quota, bench):
     cli.add_command(_command)
 
 
