@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 from twinport import errors
-from twinport.client import PAGE_ENTRIES, Client
+from twinport.client import Client
 from twinport.engine import Policy
 from twinport.partials import partial_name
+from twinport.remote_names import PAGE_ENTRIES
 from twinport.target_tree import safe_name
 from twinport_protocol.channel import ChannelServer
 from twinport_protocol.errors import ErrorCode
