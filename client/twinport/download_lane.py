@@ -143,6 +143,7 @@ class DownloadLane(Lane):
                 return False
             with self._lock:
                 self._engine.kept(order)
+            self._on_change()
         except (OSError, TwinportError) as error:
             self._target_trouble(order, error)
         return True

@@ -106,7 +106,7 @@ class DownloadTroubles(EngineBase):
         """Small files that are asked for with one frame, of at most ``most_bytes`` in all; none every other time where
         there is something else to do as well."""
         orders: list[Order] = []
-        if self.bundles.current is None or (self._takes_turn() and (self._ready or self._orders)):
+        if self.bundles.current is None or self._bundles_rest():
             return orders
         left, names = min(most_bytes, BUNDLE_BYTES), MAX_NAMES_BYTES
         most_files = self.bundles.size(len(self._fresh_small), self.spread)
@@ -266,8 +266,7 @@ class DownloadTroubles(EngineBase):
                 self._ready_bytes += job.size
             elif order.kind is OrderKind.BUNDLED:
                 self._uncount(order)
-                self._open.discard(job)
-                self._fresh_small.appendleft(job)
+                self._ask_again_later(job, 0.0)  # not in a bundle: perhaps it was this one that the channel ended for
             else:
                 again = order.renewed()
                 if order.kind is not OrderKind.LOOK:

@@ -39,6 +39,7 @@ class EngineBase(ABC):
         self._orders: deque[Order] = deque()
         self._paused = False
         self._turn = False
+        self._bundle_turn = False
 
     def close_input(self) -> None:
         """Nothing more will be added."""
@@ -107,6 +108,12 @@ class EngineBase(ABC):
         """True every other time."""
         self._turn = not self._turn
         return self._turn
+
+    def _bundles_rest(self) -> bool:
+        """True every other time where there is something else to do. Not the turn of the others, who would never get
+        theirs."""
+        self._bundle_turn = bool(self._ready or self._orders) and not self._bundle_turn
+        return self._bundle_turn
 
     def _take_small(self, max_files: int, max_bytes: int) -> list[Order]:
         orders: list[Order] = []

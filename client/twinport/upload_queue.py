@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-from twinport_protocol.bundles import RECORD_BYTES
+from twinport_protocol.bundles import RECORD_BYTES, is_recordable
 from twinport_protocol.control import Limits
 from twinport_protocol.errors import ErrorCode
 from twinport_protocol.messages import Reply, ReplyKind, Verb
@@ -149,13 +149,17 @@ class UploadQueue(EngineBase):
 
     def _fits_bundle(self, job: UploadJob) -> bool:
         # Only what may also be sent whole: that is the way of what a bundle does not get done.
-        return job.size <= self._small_bytes and _record_bytes(job) <= min(self.bundles.body_bytes, BUNDLE_BYTES)
+        return (
+            job.size <= self._small_bytes
+            and _record_bytes(job) <= min(self.bundles.body_bytes, BUNDLE_BYTES)
+            and is_recordable(job.source.mtime_ns)
+        )
 
     def take_bundle(self, most_bytes: int) -> list[Order]:
         """Small files that go in one frame with a body of at most ``most_bytes``; none every other time where there is
         something else to do as well."""
         orders: list[Order] = []
-        if self.bundles.current is None or (self._takes_turn() and (self._ready or self._orders)):
+        if self.bundles.current is None or self._bundles_rest():
             return orders
         left, most_files = min(most_bytes, BUNDLE_BYTES), self.bundles.size(len(self._fresh), self.spread)
         while self._fresh and len(orders) < most_files:

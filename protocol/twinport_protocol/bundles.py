@@ -61,6 +61,11 @@ class FetchedFile(NamedTuple):
     data: Buffer
 
 
+def is_recordable(mtime_ns: int) -> bool:
+    """Whether a record has room for that time: one of 1677 to 2262. A file of another goes by itself."""
+    return -(2**63) <= mtime_ns < 2**63
+
+
 def uploaded_head(
     upload_id: bytes, name: bytes, mtime_ns: int, size: int, digest: bytes, *, executable: bool, if_absent: bool
 ) -> bytes:

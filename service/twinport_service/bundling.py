@@ -40,6 +40,8 @@ BUNDLE_BYTES = 1024 * 1024
 """The body of a PUT_MANY at most, as announced in the greeting."""
 FRAME_BYTES = 256 * 1024
 """A FILES frame takes no more files once it has so many bytes."""
+MAX_WAITING_BYTES = 8 * 1024 * 1024
+"""What the names of a channel's unanswered GET_MANYs may take before no more frames are received."""
 _IF_ABSENT = Precondition(if_absent=True)
 
 
@@ -66,12 +68,14 @@ class SentBundle(NamedTuple):
 
 
 class FetchBundle:
-    """A GET_MANY that is being answered. ``RemoteProtocolError`` for a body that is none."""
+    """A GET_MANY that is being answered. ``RemoteProtocolError`` for a body that is none. ``weight_bytes`` is what its
+    names take in memory."""
 
     def __init__(self, header: Header, body: bytes) -> None:
         self.header = header
         self.left_files = count_names(body)
         self.left_bytes = header.offset
+        self.weight_bytes = len(body)
         self._names = iterate_names(body)
 
     def next_name(self) -> bytes:

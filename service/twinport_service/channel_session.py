@@ -31,7 +31,7 @@ from twinport_protocol.frames import (
 )
 from twinport_protocol.tickets import BUNDLING, Action, Ticket, TicketKeys
 
-from .bundling import Bundling, FetchBundle, Shelf
+from .bundling import MAX_WAITING_BYTES, Bundling, FetchBundle, Shelf
 from .channel_audit import ChannelAudit
 from .channel_download import Download, OpenReaders, Payload
 from .channel_rights import ChannelRights
@@ -44,6 +44,8 @@ __all__ = ["INLINE_BYTES", "ChannelSession", "Payload", "Tally"]
 
 INLINE_BYTES = 64 * 1024
 """SEG payloads up to this size are read into the outgoing bytes; larger ones are moved by the owner of the socket."""
+_QUEUED_ANSWERS = 4096
+"""More of them unsent, and no more frames are taken: a client that sends without reading would fill our memory."""
 
 
 @dataclass
@@ -88,6 +90,7 @@ class ChannelSession:
         self._put_status: int | None = None
         self._whole: bytearray | None = None
         self._requests: deque[Header | FetchBundle] = deque()
+        self._waiting_bytes = 0
         self._shelf = Shelf(desk, self._rights, self._audit, wake)
         self._settled: deque[tuple[Header, str, Published | Refusal]] = deque()
         self._progress_at = 0
@@ -236,6 +239,11 @@ class ChannelSession:
         """Whether :meth:`produce` would queue something."""
         return bool(self._requests)
 
+    @property
+    def holds_much(self) -> bool:
+        """Whether what is unanswered takes so much memory that nothing should be added to it."""
+        return len(self.outgoing) > _QUEUED_ANSWERS or self._waiting_bytes > MAX_WAITING_BYTES
+
     def produce(self) -> None:
         """Queue the next answer, or SEG frame of an answer, to the oldest request.
 
@@ -277,6 +285,7 @@ class ChannelSession:
         self.outgoing.append(self._wire.files_header(bundle.header, len(body), file_bytes, last=last) + body)
         if last:
             self._requests.popleft()
+            self._waiting_bytes -= bundle.weight_bytes
 
     def _bundling(self, attachment: int, action: Action) -> Bundling:
         bundling = self._attached.get(attachment)
@@ -340,7 +349,9 @@ class ChannelSession:
         elif header.type == FrameType.PUT_MANY:
             self._put_bundle(header, message.body)
         elif header.type == FrameType.GET_MANY:
-            self._requests.append(FetchBundle(header, message.body))
+            bundle = FetchBundle(header, message.body)
+            self._waiting_bytes += bundle.weight_bytes
+            self._requests.append(bundle)
         elif header.type == FrameType.DETACH:
             self._detach(header.attachment)
 

@@ -28,8 +28,6 @@ _LINGER_SECONDS = 0.05
 """How long an idle channel keeps its buffers."""
 _WITHDRAWN_SECONDS = 1.0
 """How long a frame may go on to somebody who may not have it any more, before the connection is cut in its middle."""
-_QUEUED_ANSWERS = 4096
-"""More of them unsent, and no more frames are taken: a client that sends without reading would fill our memory."""
 
 
 class ChannelWorker:
@@ -127,7 +125,7 @@ class ChannelWorker:
                 if not self._end():
                     return
                 blocked = not self._send()
-            congested = blocked and len(self.session.outgoing) > _QUEUED_ANSWERS
+            congested = blocked and self.session.holds_much
             wanted = (0 if congested else transport.receive_events) | (transport.send_events if blocked else 0)
             if wanted != watching:
                 poller.modify(transport.fileno(), wanted)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from twinport import transfer
+from twinport import client as client_module
 from twinport.channel_count import ChannelCount
 from twinport.client import Client
 from twinport_protocol.segments import MIN_SEGMENT_BYTES
@@ -42,7 +42,7 @@ def test_a_channel_that_retires_ends_what_it_has_begun_and_nothing_travels_twice
     monkeypatch: pytest.MonkeyPatch,
     direction: str,
 ) -> None:
-    monkeypatch.setattr(transfer, "ChannelCount", Swinging)
+    monkeypatch.setattr(client_module, "ChannelCount", Swinging)
 
     def slow(passage: Passage, going: str, data: bytes) -> bytes | None:
         if passage.kind == "channel" and going == direction:

@@ -4,14 +4,17 @@ server; and what the audit log says of each file."""
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from twinport_protocol.bundles import encode_names
 from twinport_protocol.errors import ErrorCode
-from twinport_protocol.frames import COMMIT, LAST, AckStatus
+from twinport_protocol.frames import COMMIT, LAST, AckStatus, FrameType
 from twinport_protocol.messages import ReplyKind, Verb
 from twinport_protocol.segments import digest_of
 from twinport_service.audit import AuditLog
@@ -21,18 +24,19 @@ from twinport_service.foundation import Foundation
 from twinport_service.ledger_memory import MemoryLedger
 from twinport_service.ledger_sqlite import SqliteLedger
 from twinport_service.quota import UNLIMITED, Quota
+from twinport_service.storage.contract import SMALL_BYTES
 from twinport_service.storage.local import LocalStorage
 from twinport_service.storage.memory import MemoryStorage
 from twinport_service.usage import UsageBook
 
 from tests.service.conftest import KEYS, StartServer
 from tests.service.oracle import Oracle
-from tests.service.raw_client import RawChannel, RawControl, Small, await_true
+from tests.service.raw_client import RawChannel, RawControl, Small, await_true, run_all
 from tests.service.running_server import RunningServer
 from tests.service.test_bundles import HeldStorage
 
 COMMITTED = AckStatus.COMMITTED
-KIB = 1024
+MIB = 1024 * 1024
 in_memory = pytest.mark.parametrize("storage_kind", ["memory"], indirect=True)
 Rows = Callable[[], list[Mapping[str, Any]]]
 
@@ -195,3 +199,47 @@ def test_a_file_has_its_line_though_its_channel_went_before_it_was_published(
         await_true(lambda: not server.live_uploads())
         assert control.names() == ["a", "b"]
     assert sorted(row["file"] for row in rows() if row["event"] == "upload") == ["a", "b"]
+
+
+# bounds ---------------------------------------------------------------------------------------------------------------
+
+
+def _resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+@in_memory
+def test_names_that_wait_behind_a_client_that_does_not_read_fill_no_memory(
+    server: RunningServer, control: RawControl, channel: RawChannel, putting: int
+) -> None:
+    files = [Small(f"f{number}", bytes(SMALL_BYTES - 100)) for number in range(3)]
+    assert channel.put_many(putting, files) == [COMMITTED] * 3
+    names = [f"{number:062}" for number in range(1024)]
+    body = encode_names(name.encode() for name in names)
+    with RawChannel(server.data_address, receive_buffer=4096) as deaf:
+        getting = deaf.attach_next(control.bundle("DOWNLOAD"))
+        for serial in range(8):
+            deaf.start_get_many(getting, [file.name for file in files], MIB, serial)
+        before = _resident_bytes()
+        deaf.sock.settimeout(1.0)
+        sent = 8
+        with suppress(TimeoutError):
+            while sent < 1024:
+                deaf.frame(FrameType.GET_MANY, getting, sent, 0, len(body), 0, body)
+                sent += 1
+        assert sent < 500, "the server takes no more"
+        assert _resident_bytes() - before < 32 * MIB
+        # Whoever reads gets all answers all the same.
+    with RawChannel(server.data_address) as slow:
+        getting = slow.attach_next(control.bundle("DOWNLOAD"))
+
+        def ask() -> None:
+            for serial in range(100):
+                slow.frame(FrameType.GET_MANY, getting, serial, 0, len(body), 0, body)
+
+        def read() -> None:
+            for serial in range(100):
+                assert {file.status for file in slow.all_files(serial)} == {ErrorCode.FILE_NOT_FOUND.number}
+
+        run_all([ask, read])
+    server.assert_no_traceback()

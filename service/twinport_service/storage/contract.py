@@ -245,7 +245,8 @@ class Storage(Protocol):
 
     def read_small(self, name: RemoteName, most_bytes: int) -> SmallFile:
         """The current version of a small file, whole. ``FileNotFound``, ``Denied``; ``TooLarge`` for more than
-        ``most_bytes`` or ``SMALL_BYTES``; ``HashingNeeded`` where its root is not known."""
+        ``most_bytes`` or ``SMALL_BYTES``; ``Corrupt`` if it was cut short meanwhile; ``HashingNeeded`` where its root
+        is not known."""
 
     def open_reader(self, token: bytes) -> Reader:
         """The bytes of a version. ``VersionGone``."""

@@ -252,7 +252,10 @@ class LocalStorage:
         self._small.submit_all([(Commit(file.spec, file.digest, None, file.on_done), file.data) for file in plain])
         for file in files:
             if file.spec.precondition.if_match is not None:
-                self.commit_small(file.spec, bytes(file.data), file.digest, file.on_done)
+                try:
+                    self.commit_small(file.spec, bytes(file.data), file.digest, file.on_done)
+                except Refusal as refusal:
+                    file.on_done(refusal)
 
     def abort(self, upload_id: bytes) -> None:
         """See the contract."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import queue
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from twinport_service.storage.contract import (
     Storage,
     UploadSpec,
     VersionInfo,
+    WholeFile,
 )
 from twinport_service.storage.local import LocalStorage
 from twinport_service.storage.memory import MemoryStorage
@@ -99,6 +100,25 @@ def commit_small(storage: Storage, spec: UploadSpec, data: bytes) -> Published |
     outcomes = Outcomes()
     storage.commit_small(spec, data, digest_of(data), outcomes)
     return outcomes.next()
+
+
+def commit_bundle(storage: Storage, files: Sequence[tuple[UploadSpec, bytes]]) -> list[Published | Refusal]:
+    """Small files handed over at once, to their outcomes, in their order."""
+    outcomes = [Outcomes() for _ in files]
+    storage.commit_small_files(
+        [
+            WholeFile(spec, memoryview(data), digest_of(data), told)
+            for (spec, data), told in zip(files, outcomes, strict=True)
+        ]
+    )
+    told = [each.next() for each in outcomes]
+    assert all(each.are_all_told for each in outcomes)
+    return told
+
+
+def commit_bundled(storage: Storage, spec: UploadSpec, data: bytes) -> Published | Refusal:
+    """A bundle of one file."""
+    return commit_bundle(storage, [(spec, data)])[0]
 
 
 def put(

@@ -14,7 +14,20 @@ from twinport_protocol.segments import EMPTY_DIGEST, Manifest, digest_of
 from twinport_service.storage.contract import SMALL_BYTES, Precondition, Published, Storage
 from twinport_service.storage.memory import MemoryStorage
 
-from .conftest import Outcomes, commit_small, commit_staged, get, list_all, make_spec, put, read, refused, stage
+from .conftest import (
+    Outcomes,
+    commit_bundle,
+    commit_bundled,
+    commit_small,
+    commit_staged,
+    get,
+    list_all,
+    make_spec,
+    put,
+    read,
+    refused,
+    stage,
+)
 
 SEGMENT = 8 * 1024 * 1024
 LARGE = random.Random(1).randbytes(SEGMENT + 12_345)
@@ -195,7 +208,7 @@ def test_many_commits_from_many_threads(storage: Storage) -> None:
 # preconditions and conflicts -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("commit", [commit_small, commit_staged], ids=["small", "staged"])
+@pytest.mark.parametrize("commit", [commit_small, commit_staged, commit_bundled], ids=["small", "staged", "bundled"])
 class TestPublication:
     """What is decided at the moment of publication, on both ways to it."""
 
@@ -541,3 +554,128 @@ def test_free_bytes_say_what_can_be_known(storage: Storage) -> None:
 
 def test_empty_digest_is_the_root_of_an_empty_file(storage: Storage) -> None:
     assert put(storage, "empty", b"").root == EMPTY_DIGEST
+
+
+# bundles -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_bundle_of_every_kind_comes_back_as_it_was(storage: Storage) -> None:
+    put(storage, "old", b"older", executable=True)
+    root = digest_of(b"older")
+    files = [
+        (make_spec("empty", 0), b""),
+        (make_spec("deep/er/program", 3, executable=True, mtime_ns=7), b"run"),
+        (make_spec("old", 5), b"newer"),
+        (make_spec("fresh", 1, precondition=ABSENT), b"f"),
+        (make_spec("large", SMALL_BYTES), b"z" * SMALL_BYTES),
+        (make_spec("now", 1, mtime_ns=None), b"n"),
+    ]
+    told = commit_bundle(storage, files)
+    assert [outcome.name for outcome in told if isinstance(outcome, Published)] == [spec.name for spec, _ in files]
+    for (spec, data), outcome in zip(files, told, strict=True):
+        version, found = get(storage, spec.name)
+        assert (found, version.executable) == (data, spec.executable)
+        assert isinstance(outcome, Published)
+        assert version.mtime_ns == outcome.mtime_ns
+        assert spec.mtime_ns in (None, version.mtime_ns)
+        assert storage.finished(spec.upload_id) == outcome
+    assert root != storage.open_version(parse_name("old")).root
+
+
+def test_each_file_of_a_bundle_has_an_outcome_of_its_own(storage: Storage) -> None:
+    put(storage, "file", b"x")
+    put(storage, "dir/file", b"y")
+    matches, differs = Precondition(if_match=digest_of(b"x")), Precondition(if_match=digest_of(b"z"))
+    before = make_spec("before", 1)
+    first = commit_small(storage, before, b"b")
+    files = [
+        (make_spec("a", 1), b"a"),
+        (make_spec("file", 1, precondition=ABSENT), b"n"),
+        (make_spec("file/below", 1), b"n"),
+        (make_spec("b", 1), b"b"),
+        (make_spec("dir", 1), b"n"),
+        (make_spec("dir/file", 1, precondition=differs), b"n"),
+        (make_spec("gone", 1, precondition=differs), b"n"),
+        (make_spec("file", 2, precondition=matches), b"m!"),
+        (before, b"b"),
+        (make_spec("c", 1), b"c"),
+    ]
+    told = commit_bundle(storage, files)
+    assert [code_of(outcome) for outcome in told] == [
+        None,
+        ErrorCode.EXISTS,
+        ErrorCode.NAME_CONFLICT,
+        None,
+        ErrorCode.NAME_CONFLICT,
+        ErrorCode.CHANGED,
+        ErrorCode.CHANGED,
+        None,
+        None,
+        None,
+    ]
+    assert told[8] == first
+    assert isinstance(told[8], Published)
+    assert told[8].is_repeated
+    names = ["a", "b", "before", "c", "dir/file", "file"]
+    assert [entry.name for entry in list_all(storage)] == names
+    assert [get(storage, name)[1] for name in names] == [b"a", b"b", b"b", b"c", b"y", b"m!"]
+
+
+def test_a_name_that_comes_twice_in_a_bundle_is_what_came_last(storage: Storage) -> None:
+    files = [(make_spec("twice", 1), b"%d" % number) for number in range(5)]
+    files.append((make_spec("twice", 1, precondition=ABSENT), b"x"))
+    assert [code_of(outcome) for outcome in commit_bundle(storage, files)] == [None] * 5 + [ErrorCode.EXISTS]
+    assert get(storage, "twice")[1] == b"4"
+
+
+def test_an_id_that_comes_twice_in_a_bundle_is_published_once(storage: Storage) -> None:
+    spec = make_spec("once", 5)
+    told = commit_bundle(storage, [(spec, b"bytes"), (make_spec("other", 1), b"o"), *[(spec, b"bytes")] * 3])
+    assert {outcome.name for outcome in told if isinstance(outcome, Published)} == {"once", "other"}
+    assert told[0] == told[2] == told[3] == told[4]
+    assert sum(isinstance(outcome, Published) and not outcome.is_repeated for outcome in told) == 2
+
+
+def test_an_empty_bundle_is_nothing(storage: Storage) -> None:
+    assert commit_bundle(storage, []) == []
+
+
+def test_many_bundles_from_many_threads(storage: Storage) -> None:
+    def send(part: int) -> None:
+        files = [(make_spec(f"d{part % 2}/{part}-{number}", 4), b"%04d" % number) for number in range(300)]
+        assert all(isinstance(outcome, Published) for outcome in commit_bundle(storage, files))
+
+    threads = [threading.Thread(target=send, args=(part,)) for part in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(list_all(storage)) == 1200
+    assert get(storage, "d1/3-299")[1] == b"0299"
+
+
+def test_a_small_file_is_read_whole_with_its_marks(storage: Storage) -> None:
+    put(storage, "d/file", b"bytes", executable=True, mtime_ns=-7_000_000_000)
+    put(storage, "empty", b"")
+    found = storage.read_small(parse_name("d/file"), 5)
+    assert (bytes(found.data), found.mtime_ns, found.executable) == (b"bytes", -7_000_000_000, True)
+    assert found.root == digest_of(b"bytes")
+    empty = storage.read_small(parse_name("empty"), 0)
+    assert (bytes(empty.data), empty.executable, empty.root) == (b"", False, EMPTY_DIGEST)
+    put(storage, "d/file", b"others")
+    assert bytes(storage.read_small(parse_name("d/file"), SMALL_BYTES).data) == b"others"
+
+
+def test_what_is_no_small_file_is_not_read(storage: Storage) -> None:
+    put(storage, "d/file", b"bytes")
+    put(storage, "large", bytes(SMALL_BYTES + 1))
+    for name, most_bytes, code in (
+        ("nothing", 100, ErrorCode.FILE_NOT_FOUND),
+        ("d/file/below", 100, ErrorCode.FILE_NOT_FOUND),
+        ("nothing/below", 100, ErrorCode.FILE_NOT_FOUND),
+        ("d", 100, ErrorCode.DENIED),
+        ("d/file", 4, ErrorCode.TOO_LARGE),
+        ("large", 10**9, ErrorCode.TOO_LARGE),
+    ):
+        with refused(code):
+            storage.read_small(parse_name(name), most_bytes)

@@ -15,13 +15,15 @@ import pytest
 from twinport_protocol.errors import ErrorCode, Refusal
 from twinport_protocol.names import parse_name
 from twinport_protocol.segments import Manifest, digest_of
-from twinport_service.storage.contract import Published, Storage, UploadSpec
+from twinport_service.storage.contract import ALWAYS, Precondition, Published, Storage, UploadSpec, WholeFile
 from twinport_service.storage.disk_door import DiskDoor
 from twinport_service.storage.local import Limits, LocalStorage, StorageError
 
 from .conftest import (
     OpenLocal,
     Outcomes,
+    commit_bundle,
+    commit_bundled,
     commit_small,
     commit_staged,
     get,
@@ -38,6 +40,7 @@ MIB = 1024 * 1024
 COMMITS: dict[str, Callable[[Storage, UploadSpec, bytes], Published | Refusal]] = {
     "small": commit_small,
     "staged": commit_staged,
+    "bundled": commit_bundled,
 }
 both_ways = pytest.mark.parametrize("way", COMMITS)
 FULL = [errno.ENOSPC, errno.EDQUOT, errno.EFBIG]
@@ -91,8 +94,8 @@ def test_no_room_at_a_write_drops_that_upload_alone(
     storage = open_local(shm_path / "root", door)
     door.fail("write", number)
     spec = make_spec("name", 3)
-    if way == "small":
-        assert code_of(commit_small(storage, spec, b"abc")) is ErrorCode.DISK_FULL
+    if way != "staged":
+        assert code_of(COMMITS[way](storage, spec, b"abc")) is ErrorCode.DISK_FULL
     else:
         with refused(ErrorCode.DISK_FULL):
             stage(storage, spec, b"abc")
@@ -153,6 +156,71 @@ def test_failed_fsync_of_one_of_many(shm_path: Path, open_local: OpenLocal, whic
     assert {entry.name for entry in list_all(open_local(shm_path / "root"))} == published
 
 
+@pytest.mark.parametrize("call", ["open_at", "write", "set_mtime"])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+def test_a_failure_in_the_middle_of_a_bundle(shm_path: Path, open_local: OpenLocal, call: str, number: int) -> None:
+    door = FaultyDoor()
+    storage = open_local(shm_path / "root", door)
+    put(storage, "before", b"before")
+    door.fail(call, number, 10)
+    told = commit_bundle(storage, [(make_spec(f"d/f{at:02}", 1), b"x") for at in range(20)])
+    codes = [code_of(outcome) for outcome in told]
+    published = [f"d/f{at:02}" for at, code in enumerate(codes) if code is None]
+    if number == errno.ENOSPC:
+        assert codes == [None] * 9 + [ErrorCode.DISK_FULL] + [None] * 10
+    else:  # what is not known to be broken is published, or nothing more of it
+        assert ErrorCode.STORAGE_FAULT in codes
+        assert set(codes) <= {None, ErrorCode.STORAGE_FAULT, ErrorCode.READ_ONLY}
+        if call != "open_at":  # which has lost nothing
+            assert_read_only(storage)
+    assert staged_files(shm_path / "root") == []
+    assert [entry.name for entry in list_all(storage)] == ["before", *published]
+    storage.close()
+    assert [entry.name for entry in list_all(open_local(shm_path / "root"))] == ["before", *published]
+
+
+def test_a_bundle_that_comes_after_the_end_is_refused_as_a_whole(shm_path: Path) -> None:
+    storage = LocalStorage(shm_path / "root")
+    storage.start({})
+    storage.close()
+    outcomes = Outcomes()
+    match = Precondition(if_match=digest_of(b"x"))
+    for preconditions in ((ALWAYS, ALWAYS), (ALWAYS, match), (match, ALWAYS)):
+        specs = [make_spec(f"f{number}", 1, precondition=each) for number, each in enumerate(preconditions)]
+        with refused(ErrorCode.SHUTTING_DOWN):
+            storage.commit_small_files([WholeFile(spec, b"x", digest_of(b"x"), outcomes) for spec in specs])
+    assert outcomes.are_all_told
+
+
+def test_a_bundle_of_which_a_part_was_taken_tells_each_outcome_once(
+    shm_path: Path, open_local: OpenLocal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = open_local(shm_path / "root")
+
+    def refuse(*arguments: object) -> None:
+        raise Refusal(ErrorCode.SHUTTING_DOWN)
+
+    monkeypatch.setattr(storage._staged, "verify_first", refuse)  # it ends first
+    match = Precondition(if_match=digest_of(b"x"))
+    told = commit_bundle(storage, [(make_spec("a", 1), b"a"), (make_spec("b", 1, precondition=match), b"b")])
+    assert [code_of(outcome) for outcome in told] == [None, ErrorCode.SHUTTING_DOWN]
+
+
+def test_failing_reads_of_small_files(shm_path: Path, open_local: OpenLocal, monkeypatch: pytest.MonkeyPatch) -> None:
+    door = FaultyDoor()
+    storage = open_local(shm_path / "root", door)
+    put(storage, "file", b"bytes")
+    before = len(os.listdir("/proc/self/fd"))
+    door.fail("read_into", errno.EIO)
+    with refused(ErrorCode.STORAGE_FAULT):
+        storage.read_small(parse_name("file"), 5)
+    with monkeypatch.context() as patch, refused(ErrorCode.CORRUPT):
+        patch.setattr("twinport_service.storage.manifests.read_all", lambda *arguments: 3)  # cut short meanwhile
+        storage.read_small(parse_name("file"), 5)
+    assert bytes(storage.read_small(parse_name("file"), 5).data) == b"bytes"
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 @both_ways
 @pytest.mark.parametrize("which", [1, 2])
 def test_failed_fsync_of_a_directory_leaves_the_outcome_open_until_a_restart(
@@ -199,9 +267,9 @@ def test_failed_close_is_a_failed_write(shm_path: Path, open_local: OpenLocal, w
     put(storage, "before", b"before")
     spec = make_spec("name", 3)
     outcomes = Outcomes()
-    if way == "small":
+    if way != "staged":
         door.fail("close", errno.EIO)
-        storage.commit_small(spec, b"abc", digest_of(b"abc"), outcomes)
+        outcomes(COMMITS[way](storage, spec, b"abc"))
     else:
         manifest = stage(storage, spec, b"abc")
         door.fail("close", errno.EIO)

@@ -20,7 +20,7 @@ from twinport_protocol.errors import ErrorCode, Refusal
 from twinport_protocol.names import parse_name
 from twinport_protocol.segments import Manifest, digest_of
 from twinport_service.storage import small_files
-from twinport_service.storage.contract import Precondition, Published, SendingReader
+from twinport_service.storage.contract import HashingNeeded, Precondition, Published, SendingReader
 from twinport_service.storage.disk_door import DiskDoor
 from twinport_service.storage.local import (
     Limits,
@@ -833,3 +833,49 @@ def test_who_relies_on_a_directory_that_is_not_durable_yet_makes_it_durable(
     door.flushed.clear()
     storage.make_directory(parse_name("a/b"))
     assert door.flushed == [], "it is durable now"
+
+
+# small files, whole ---------------------------------------------------------------------------------------------------
+
+
+def test_a_small_file_is_read_only_where_its_root_is_known(shm_path: Path, open_local: OpenLocal) -> None:
+    door = FaultyDoor()
+    storage = open_local(shm_path / "root", door)
+    root = shm_path / "root"
+    for name in ("kept", "appended", "rewritten", "replaced"):
+        put(storage, name, b"bytes")
+    (root / "placed").write_bytes(b"p")
+    with (root / "appended").open("ab") as file:
+        file.write(b"!")
+    (root / "rewritten").write_bytes(b"other")
+    os.utime(root / "rewritten", ns=(1_700_000_000_123_456_789, 1_700_000_000_123_456_789))
+    (root / "new").write_bytes(b"bytes")
+    (root / "new").rename(root / "replaced")
+    for name in ("placed", "appended", "rewritten", "replaced"):
+        before = door.count("read_into")
+        with pytest.raises(HashingNeeded):
+            storage.read_small(parse_name(name), 100)
+        assert door.count("read_into") == before, "what nobody hashes nobody reads"
+    assert bytes(storage.read_small(parse_name("kept"), 100).data) == b"bytes"
+
+
+def test_what_is_no_file_is_not_read_and_does_not_block(shm_path: Path, open_local: OpenLocal) -> None:
+    storage = open_local(shm_path / "root")
+    root = shm_path / "root"
+    put(storage, "d/file", b"bytes")
+    (shm_path / "outside").write_bytes(b"secret")
+    (root / "link").symlink_to(shm_path / "outside")
+    (root / "inside").symlink_to("d/file")
+    (root / "away").symlink_to(shm_path)
+    os.mkfifo(root / "pipe")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(os.fspath(root / "socket"))
+        before = len(os.listdir("/proc/self/fd"))
+        for name in ("link", "inside", "pipe", "socket", "d", "away"):
+            with refused(ErrorCode.DENIED):
+                storage.read_small(parse_name(name), 100)
+        for name in ("away/outside", "link/below"):
+            with pytest.raises(Refusal) as caught:
+                storage.read_small(parse_name(name), 100)
+            assert caught.value.code in (ErrorCode.DENIED, ErrorCode.FILE_NOT_FOUND)
+        assert len(os.listdir("/proc/self/fd")) == before
