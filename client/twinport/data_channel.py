@@ -18,7 +18,7 @@ from twinport_protocol.errors import ProtocolError
 from .addresses import Address
 from .congestion import LineFacts
 from .errors import NetworkError, TrustError, TwinportError, nonsense
-from .lane import Buffer, ChannelClosingError, FilePiece, Lane
+from .lane import Buffer, ChannelClosingError, Lane
 from .report import ChannelWatcher
 from .streams import CONNECT_SECONDS, SILENT_SECONDS, FileRange, Outgoing, Stream, connect_channel, stream_of, tune
 from .timings import Stopwatch
@@ -176,6 +176,7 @@ class DataChannel:
         raise NetworkError(f"no data connection to {where}: {trouble and (trouble.strerror or trouble)}")
 
     def _loop(self, stream: Stream) -> None:
+        self.lane.sends_files = stream.takes_files
         poll = select.poll()
         number = stream.fileno()
         poll.register(self._waker.fileno(), select.POLLIN)
@@ -193,8 +194,7 @@ class DataChannel:
             if finish_by is not None and (not self.lane.is_waiting or self._clock() > finish_by):
                 return
             if not self._out and finish_by is None:
-                buffers = self.lane.fill()
-                self._queue(buffers, self.lane.file_piece if stream.takes_files else None)
+                self._queue(self.lane.fill())
                 self.watch.lap("preparing")
                 if not self._out and self.is_retiring and not self.lane.is_waiting:
                     return
@@ -259,20 +259,17 @@ class DataChannel:
         """Whether there is something to read already."""
         return any(found == number for found, _ in poll.poll(0))
 
-    def _queue(self, buffers: list[Buffer], on_file: FilePiece | None) -> None:
-        """Many small buffers become one; large ones stay where they are, or go straight from their file."""
-        small: list[Buffer] = []
+    def _queue(self, buffers: list[Buffer]) -> None:
+        """Many small buffers become one; large ones stay where they are."""
+        small: list[bytes | bytearray | memoryview] = []
         for buffer in buffers:
-            if len(buffer) <= SMALL_BYTES:
+            if not isinstance(buffer, FileRange) and len(buffer) <= SMALL_BYTES:
                 small.append(buffer)
                 continue
             if small:
                 self._out.append(memoryview(b"".join(small)))
                 small = []
-            if on_file is not None and buffer is on_file.data:
-                self._out.append(FileRange(on_file.descriptor, on_file.offset, len(buffer)))
-            else:
-                self._out.append(memoryview(buffer))
+            self._out.append(buffer if isinstance(buffer, FileRange) else memoryview(buffer))
         if small:
             self._out.append(memoryview(b"".join(small)))
 

@@ -362,7 +362,7 @@ class DownloadLane(Lane):
             return
         self._flusher.add(job, partial)
 
-    def _end_whole(self, fetch: _Fetch, data: Buffer) -> None:
+    def _end_whole(self, fetch: _Fetch, data: bytes | bytearray | memoryview) -> None:
         """A small file is here: verify it in memory, then write it."""
         order = fetch.order
         job: DownloadJob = order.job

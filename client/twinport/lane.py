@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from twinport_protocol.bundle_credit import BundleAnswer
 from twinport_protocol.channel import ChannelClient
@@ -19,19 +19,12 @@ from twinport_protocol.errors import ErrorCode, RemoteProtocolError
 from twinport_protocol.frames import WHOLE_CHANNEL, Chunk, FrameType, Header, Message
 
 from .engine import Order
+from .streams import FileRange
 
-Buffer = bytes | bytearray | memoryview
+Buffer = bytes | bytearray | memoryview | FileRange
 # Many small frames go out in one write of about this size.
 BATCH_BYTES = 256 * 1024
 BATCH_FILES = 64
-
-
-class FilePiece(NamedTuple):
-    """Bytes that were read from a file, and where they are in it; open until the next :meth:`Lane.fill`."""
-
-    data: memoryview
-    descriptor: int
-    offset: int
 
 
 class ChannelClosingError(Exception):
@@ -45,8 +38,8 @@ class Lane(ABC):
         self.protocol = ChannelClient(limits)
         self.moved_bytes = 0
         """Of files: acknowledged by the server, or here."""
-        self.file_piece: FilePiece | None = None
-        """Of what :meth:`fill` gave last, what may as well be sent from its file."""
+        self.sends_files = False
+        """Whether :meth:`fill` may give ranges of files, which stay open until it is called again."""
         self.is_retiring = False
         """Set from any thread: what was begun is ended, and nothing else is begun."""
         self._lock = lock

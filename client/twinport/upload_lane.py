@@ -1,7 +1,9 @@
 """One channel of an upload, without a socket: small files in batches, segments piece by piece.
 
 Reading, hashing and sending are one pass over one buffer. A piece is read whole before its header is built, so a file
-that became shorter never leaves a frame half filled.
+that became shorter hardly ever leaves a frame half filled. Where the line takes files, only what is hashed passes
+through the buffer, in parts that stay in a core's cache; should the file change before it is sent, the digest no longer
+fits and the server takes nothing of it.
 """
 
 from __future__ import annotations
@@ -23,14 +25,16 @@ from twinport_protocol.segments import digest_of
 from .bundles import BundlePass
 from .engine import Order, OrderKind
 from .errors import local_failure
-from .lane import BATCH_BYTES, BATCH_FILES, Buffer, FilePiece, Lane, is_live
+from .lane import BATCH_BYTES, BATCH_FILES, Buffer, Lane, is_live
 from .rate import RateMeter
 from .sources import SourceChangedError, SourceFile, digest_range, hash_file, read_into
+from .streams import FileRange
 from .upload_engine import UploadEngine
 from .upload_job import UploadJob
 
 # A piece is what a lost line loses: small where bytes are slow. Rates in bytes per second.
 FIRST_PIECE_BYTES = 256 * 1024
+HASH_BYTES = 256 * 1024
 SLOW_PIECES = ((256 * 1024, 32 * 1024), (1024 * 1024, 64 * 1024), (8 * 1024 * 1024, 256 * 1024))
 
 
@@ -77,7 +81,7 @@ class UploadLane(Lane):
     def fill(self) -> list[Buffer]:
         """What to send next; empty when there is nothing to do, or no credit."""
         out: list[Buffer] = []
-        self._forget_piece()
+        self._close_sent()
         if self._attached or self._unanswered:
             self._detach_finished(out)
         # An order may turn out to need nothing on the wire; then take the next one.
@@ -116,7 +120,7 @@ class UploadLane(Lane):
             with self._lock:
                 self._engine.return_orders(orders)
             return
-        body: list[Buffer] = []
+        body: list[bytes] = []
         sent: list[_Sent] = []
         for order in orders:
             source: SourceFile = order.job.source
@@ -238,19 +242,20 @@ class UploadLane(Lane):
             return []
         out: list[Buffer] = []
         ends = self._at + length == whole
-        piece = self._buffer[:length]
         start = job.layout.start(order.segment) + self._at
+        part_bytes = HASH_BYTES if self.sends_files else length
         try:
-            read_into(self._descriptor, piece, start)
+            for at in range(0, length, part_bytes):
+                part = self._buffer[: min(part_bytes, length - at)]
+                read_into(self._descriptor, part, start + at)
+                self._hasher.update(part)
             if ends:
                 job.source.check(self._descriptor)
         except (OSError, SourceChangedError) as error:
             self._put_down()
             self._source_trouble(order, error)
             return []
-        self._hasher.update(piece)
-        # Should the file change before it is sent, then the digest no longer fits: the server takes nothing else.
-        self.file_piece = FilePiece(piece, self._descriptor, start)
+        piece = FileRange(self._descriptor, start, length) if self.sends_files else self._buffer[:length]
         number = self._attach(job, job.ticket, out)
         flags = 0 if not ends else LAST if job.is_large else LAST | COMMIT
         out += (self.protocol.put(number, order.segment, self._at, length, flags), piece)
@@ -280,15 +285,14 @@ class UploadLane(Lane):
         return len(self._buffer)
 
     def _put_down(self) -> None:
-        self._forget_piece()
+        self._close_sent()
         if self._descriptor >= 0:
             os.close(self._descriptor)
         self._descriptor = -1
         self._current = None
         self._unsent_bytes = 0
 
-    def _forget_piece(self) -> None:
-        self.file_piece = None
+    def _close_sent(self) -> None:
         if self._sent_descriptor >= 0:
             os.close(self._sent_descriptor)
         self._sent_descriptor = -1

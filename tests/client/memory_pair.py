@@ -12,6 +12,7 @@ from collections.abc import Callable
 from twinport.download_engine import DownloadEngine
 from twinport.engine import Request
 from twinport.lane import Lane
+from twinport.streams import FileRange
 from twinport.upload_engine import UploadEngine
 from twinport_protocol.control import ControlClient, ControlServer, Limits
 from twinport_protocol.messages import Command, Reply, Verb
@@ -142,6 +143,7 @@ class MemoryPair:
         sent = bytearray()
         while buffers := lane.fill():
             for buffer in buffers:
+                assert not isinstance(buffer, FileRange)  # only to a line that takes them
                 sent += buffer
         return bytes(sent)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -103,3 +104,29 @@ def test_a_channel_that_stalls_at_the_end_is_overtaken_long_before_its_silence_c
     assert time.monotonic() - began < 40.0
     assert report.files_done == 1
     assert any(passage.stalled for passage in proxy.passages)
+
+
+def test_a_file_that_changes_between_hashing_and_sending_is_sent_as_it_is_then(
+    shared_server: ServerProcess,
+    connect: Connect,
+    make_file: MakeFile,
+    prefix: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its bytes go from the page cache, after they were hashed: whoever gets in between is noticed by the digest."""
+    path = make_file("file", LARGE)
+    send, changed = os.sendfile, threading.Event()
+
+    def change_first(out: int, source: int, offset: int, count: int) -> int:
+        if not changed.is_set():
+            changed.set()
+            with path.open("r+b") as file:
+                file.seek(offset)
+                file.write(b"changed")
+        return send(out, source, offset, count)
+
+    monkeypatch.setattr(os, "sendfile", change_first)
+    client = connect(shared_server)
+    assert client.put(path, prefix).files_done == 1
+    assert changed.is_set()
+    assert client.verify(f"{prefix}/file", path)
