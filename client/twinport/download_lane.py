@@ -1,7 +1,7 @@
 """One channel of a download, without a socket: asks for bytes ahead of their arrival, verifies, writes.
 
-Small files are verified in memory before a file is made. Segments are hashed while they are written and count only when
-the digest of the whole segment matched.
+Segments are hashed while they are written and count only when the digest of the whole segment matched. Of small files
+:mod:`small_downloads` has the rest.
 """
 
 from __future__ import annotations
@@ -11,29 +11,27 @@ from collections import deque
 from collections.abc import Callable
 
 from blake3 import blake3
-from twinport_protocol.bundle_credit import BundleAnswer
-from twinport_protocol.bundles import MAX_NAMES_BYTES, encode_names
+from twinport_protocol.bundles import MAX_NAMES_BYTES
 from twinport_protocol.control import Limits
 from twinport_protocol.errors import ErrorCode, ProtocolError, RemoteProtocolError
 from twinport_protocol.frames import DETACH_AFTER, LAST, Chunk, FrameType, Message
-from twinport_protocol.segments import EMPTY_DIGEST, Manifest, digest_of
+from twinport_protocol.segments import Manifest
 
-from .bundles import BundlePass
 from .copies import hash_prefix, hash_segment, is_target
 from .download_engine import DownloadEngine
 from .download_job import DownloadJob
 from .engine import Order, OrderKind
 from .errors import TwinportError
 from .flusher import Flusher
-from .lane import BATCH_BYTES, BATCH_FILES, Buffer, Lane
+from .lane import BATCH_BYTES, BATCH_FILES, Buffer
 from .partials import Partial
+from .small_downloads import SmallDownloads
 from .target_tree import TargetTree, as_failure
 
 # Asked for and not yet here, per channel: what keeps the line full over its delay.
 AHEAD_BYTES = 4 * 1024 * 1024
 GET_BYTES = 2 * 1024 * 1024
 CLAIM_BYTES = 1024 * 1024
-_CHECK_BYTES = 1024 * 1024
 
 
 class _Fetch:
@@ -52,7 +50,7 @@ class _Fetch:
         self.body = bytearray()
 
 
-class DownloadLane(Lane):
+class DownloadLane(SmallDownloads):
     """Fetches what the engine orders into ``tree``; complete files go to ``flusher``."""
 
     def __init__(
@@ -64,16 +62,10 @@ class DownloadLane(Lane):
         tree: TargetTree,
         flusher: Flusher,
     ) -> None:
-        super().__init__(lock, limits, on_change)
-        self._engine = engine
-        self._tree = tree
-        self._flusher = flusher
+        super().__init__(engine, lock, limits, on_change, tree, flusher)
         self._gets: deque[_Fetch] = deque()
         self._looks: dict[int, deque[Order]] = {}
-        self._bundles: dict[tuple[int, int], tuple[BundlePass, deque[Order]]] = {}
-        self._serial = 0
         self._current: _Fetch | None = None
-        self._buffer = memoryview(bytearray(_CHECK_BYTES))
 
     @property
     def left_bytes(self) -> int:
@@ -117,37 +109,6 @@ class DownloadLane(Lane):
             bundle = self._engine.take_bundle(credit - MAX_NAMES_BYTES) if credit > MAX_NAMES_BYTES else []
             return bundle or self._engine.take(files, min(BATCH_BYTES, credit))
 
-    def _get_bundle(self, orders: list[Order], out: list[Buffer]) -> int:
-        """Ask for small files with one frame; how many bytes they have."""
-        used = self._engine.bundles.current
-        if used is None:  # gone since they were taken
-            with self._lock:
-                self._engine.return_orders(orders)
-            return 0
-        wanted = [order for order in orders if not self._is_here(order)]
-        if not wanted:
-            return 0
-        size: int = sum(order.job.size for order in wanted)
-        number = self._attach(used, used.ticket, out)
-        self._unanswered[number] += 1
-        self._serial += 1
-        names = encode_names(order.job.name.encode() for order in wanted)
-        out.append(self.protocol.get_many(number, self._serial, len(wanted), names, size))
-        self._bundles[number, self._serial] = used, deque(wanted)
-        return size
-
-    def _is_here(self, order: Order) -> bool:
-        """Whether the target is the file already, or cannot be looked at: then there is nothing to fetch."""
-        try:
-            if not is_target(self._tree, order.job, self._buffer):
-                return False
-            with self._lock:
-                self._engine.kept(order)
-            self._on_change()
-        except (OSError, TwinportError) as error:
-            self._target_trouble(order, error)
-        return True
-
     def _begin(self, order: Order, out: list[Buffer]) -> None:
         job: DownloadJob = order.job
         try:
@@ -175,7 +136,7 @@ class DownloadLane(Lane):
         job: DownloadJob = order.job
         fetch = _Fetch(order)
         if job.size == 0:
-            self._end_whole(fetch, b"")
+            self._end_whole(fetch.order, b"")
             return
         number, attach = self.protocol.attach(job.ticket)
         self._gets.append(fetch)
@@ -247,23 +208,6 @@ class DownloadLane(Lane):
             return
         self._open(order, manifest)
 
-    def _on_bundle(self, answer: BundleAnswer) -> None:
-        key = answer.header.attachment, answer.header.segment
-        used, waiting = self._bundles[key]
-        for file in answer.files:
-            order = waiting.popleft()
-            if file.status:
-                with self._lock:
-                    self._engine.not_bundled(used, order, ErrorCode.from_number(file.status))
-                continue
-            with self._lock:
-                if not self._engine.bundled(order, file):
-                    continue
-            self._end_whole(_Fetch(order), file.data)
-        if answer.ends:
-            del self._bundles[key]
-            self._answered(answer.header.attachment)
-
     def _open(self, order: Order, manifest: Manifest) -> None:
         job: DownloadJob = order.job
         try:
@@ -298,11 +242,11 @@ class DownloadLane(Lane):
             return True
         if fetch.order.kind is OrderKind.WHOLE:
             if ends and not fetch.body:
-                self._end_whole(fetch, chunk.data)
+                self._end_whole(fetch.order, chunk.data)
             else:
                 fetch.body += chunk.data
                 if ends:
-                    self._end_whole(fetch, fetch.body)
+                    self._end_whole(fetch.order, fetch.body)
             return ends
         return self._take_bytes(fetch, chunk.data)
 
@@ -362,37 +306,6 @@ class DownloadLane(Lane):
             return
         self._flusher.add(job, partial)
 
-    def _end_whole(self, fetch: _Fetch, data: bytes | bytearray | memoryview) -> None:
-        """A small file is here: verify it in memory, then write it."""
-        order = fetch.order
-        job: DownloadJob = order.job
-        digest = digest_of(data) if data else EMPTY_DIGEST
-        with self._lock:
-            if digest != job.root or len(data) != job.size:
-                self._engine.damaged(order)
-                return
-            self._engine.received(order, len(data))
-            if not self._engine.verified(order):
-                return
-        try:
-            partial = Partial(self._tree, job.target, executable=job.executable)
-            try:
-                partial.write_whole(data)
-                partial.seal(job.size, job.mtime_ns, job.executable)
-            except BaseException:
-                partial.discard()
-                partial.close()
-                raise
-        except (OSError, TwinportError) as error:
-            self._target_trouble(order, error)
-            return
-        self._flusher.add(job, partial)
-
-    def _target_trouble(self, order: Order, error: OSError | TwinportError) -> None:
-        with self._lock:
-            self._engine.target_failed(order, as_failure(f"cannot write {self._tree.show(order.job.target)}", error))
-        self._on_change()
-
     def lost(self) -> None:
         """The channel is gone: hand back everything that was not answered."""
         orders: dict[int, Order] = {id(fetch.order): fetch.order for fetch in self._gets}
@@ -400,9 +313,7 @@ class DownloadLane(Lane):
             orders[id(self._current.order)] = self._current.order
         for looks in self._looks.values():
             orders.update({id(order): order for order in looks})
-        for _, waiting in self._bundles.values():
-            orders.update({id(order): order for order in waiting})
-        self._bundles.clear()
+        orders.update({id(order): order for order in self._take_bundled()})
         self._gets.clear()
         self._looks.clear()
         self._current = None

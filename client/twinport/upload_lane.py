@@ -1,4 +1,4 @@
-"""One channel of an upload, without a socket: small files in batches, segments piece by piece.
+"""One channel of an upload, without a socket: segments piece by piece, small files as :mod:`small_uploads` has it.
 
 Reading, hashing and sending are one pass over one buffer. A piece is read whole before its header is built, so a file
 that became shorter hardly ever leaves a frame half filled. Where the line takes files, only what is hashed passes
@@ -12,22 +12,16 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple
 
 from blake3 import blake3
-from twinport_protocol.bundle_credit import BundleAnswer
-from twinport_protocol.bundles import uploaded_head
 from twinport_protocol.control import Limits
 from twinport_protocol.errors import ErrorCode, RemoteProtocolError
 from twinport_protocol.frames import COMMIT, LAST, AckStatus, FrameType, Message, decode_held
-from twinport_protocol.segments import digest_of
 
-from .bundles import BundlePass
 from .engine import Order, OrderKind
-from .errors import local_failure
-from .lane import BATCH_BYTES, BATCH_FILES, Buffer, Lane, is_live
-from .rate import RateMeter
-from .sources import SourceChangedError, SourceFile, digest_range, hash_file, read_into
+from .lane import BATCH_BYTES, BATCH_FILES, Buffer, is_live
+from .small_uploads import Sent, SmallUploads
+from .sources import SourceChangedError, digest_range, hash_file, read_into
 from .streams import FileRange
 from .upload_engine import UploadEngine
 from .upload_job import UploadJob
@@ -38,13 +32,7 @@ HASH_BYTES = 256 * 1024
 SLOW_PIECES = ((256 * 1024, 32 * 1024), (1024 * 1024, 64 * 1024), (8 * 1024 * 1024, 256 * 1024))
 
 
-class _Sent(NamedTuple):
-    order: Order
-    length: int
-    digest: bytes | None
-
-
-class UploadLane(Lane):
+class UploadLane(SmallUploads):
     """Sends what the engine orders. ``clock`` measures the rate that chooses the size of pieces."""
 
     def __init__(
@@ -55,14 +43,9 @@ class UploadLane(Lane):
         on_change: Callable[[], None],
         clock: Callable[[], float],
     ) -> None:
-        super().__init__(lock, limits, on_change)
-        self._engine = engine
+        super().__init__(engine, lock, limits, on_change, clock)
         self._buffer = memoryview(bytearray(min(limits.piece, 1024 * 1024)))
-        self._rate = RateMeter(clock)
-        self._sent: dict[tuple[int, int], deque[_Sent]] = {}
         self._looks: dict[int, deque[Order]] = {}
-        self._bundles: dict[tuple[int, int], tuple[BundlePass, list[_Sent]]] = {}
-        self._serial = 0
         self._unanswered_bytes = 0
         self._unsent_bytes = 0
         self._current: Order | None = None
@@ -113,71 +96,6 @@ class UploadLane(Lane):
         with self._lock:
             bundle = self._engine.take_bundle(min(credit, self._limits.bundle))
             return bundle or self._engine.take(files, min(BATCH_BYTES, credit))
-
-    def _send_bundle(self, orders: list[Order], out: list[Buffer]) -> None:
-        used = self._engine.bundles.current
-        if used is None:  # gone since they were taken
-            with self._lock:
-                self._engine.return_orders(orders)
-            return
-        body: list[bytes] = []
-        sent: list[_Sent] = []
-        for order in orders:
-            source: SourceFile = order.job.source
-            try:
-                data = source.read_whole()
-            except (OSError, SourceChangedError) as error:
-                self._source_trouble(order, error)
-                continue
-            digest = digest_of(data)
-            body += (
-                uploaded_head(
-                    bytes.fromhex(order.job.upload_id),
-                    source.name.encode(),
-                    source.mtime_ns,
-                    len(data),
-                    digest,
-                    executable=source.executable,
-                    if_absent=self._engine.if_absent,
-                ),
-                data,
-            )
-            sent.append(_Sent(order, len(data), digest))
-        if not sent:
-            return
-        with self._lock:
-            for order, _, found in sent:
-                self._engine.read(order, found or b"")
-        number = self._attach(used, used.ticket, out)
-        self._unanswered[number] += 1
-        self._serial += 1
-        whole = b"".join(body)
-        out += (self.protocol.put_many(number, self._serial, len(sent), len(whole)), whole)
-        self._bundles[number, self._serial] = used, sent
-
-    def _on_bundle(self, answer: BundleAnswer) -> None:
-        number = answer.header.attachment
-        used, sent = self._bundles.pop((number, answer.header.segment))
-        self._answered(number)
-        self._rate.add(sum(length for _, length, _ in sent))
-        outcomes = [(order, length, status) for (order, length, _), status in zip(sent, answer.statuses, strict=True)]
-        with self._lock:
-            self._engine.bundle_answered(used, outcomes)
-
-    def _send_whole(self, order: Order, out: list[Buffer]) -> None:
-        job: UploadJob = order.job
-        try:
-            data = job.source.read_whole()
-        except (OSError, SourceChangedError) as error:
-            self._source_trouble(order, error)
-            return
-        digest = digest_of(data)
-        with self._lock:
-            self._engine.read(order, digest)
-        number, attach = self.protocol.attach(job.ticket)
-        header = self.protocol.put(number, 0, 0, len(data), LAST | COMMIT)
-        self._sent[number, 0] = deque((_Sent(order, len(data), digest),))
-        out += (attach, header, data, digest)
 
     def _begin(self, order: Order, out: list[Buffer]) -> None:
         job: UploadJob = order.job
@@ -265,7 +183,7 @@ class UploadLane(Lane):
             if not job.is_large:
                 with self._lock:
                     self._engine.read(order, digest)
-        self._sent.setdefault((number, order.segment), deque()).append(_Sent(order, length, digest))
+        self._sent.setdefault((number, order.segment), deque()).append(Sent(order, length, digest))
         self._unanswered[number] += 1
         self._at += length
         if job.is_large:
@@ -297,14 +215,6 @@ class UploadLane(Lane):
             os.close(self._sent_descriptor)
         self._sent_descriptor = -1
 
-    def _source_trouble(self, order: Order, error: OSError | SourceChangedError) -> None:
-        with self._lock:
-            if isinstance(error, SourceChangedError):
-                self._engine.source_changed(order)
-            else:
-                self._engine.source_failed(order, local_failure(f"cannot send {order.job.source.path}", error))
-        self._on_change()
-
     # answers ---------------------------------------------------------------------------------------------------------
 
     def _on_message(self, message: Message) -> None:
@@ -327,7 +237,7 @@ class UploadLane(Lane):
         else:
             raise RemoteProtocolError(ErrorCode.BAD_STATE, "an answer to nothing")
 
-    def _on_ack(self, sent: _Sent, status: int, attachment: int) -> None:
+    def _on_ack(self, sent: Sent, status: int, attachment: int) -> None:
         order, length, digest = sent
         self._rate.add(length)
         self.moved_bytes += length
@@ -358,14 +268,12 @@ class UploadLane(Lane):
             orders.update({id(sent.order): sent.order for sent in waiting})
         for looks in self._looks.values():
             orders.update({id(order): order for order in looks})
-        for _, bundle in self._bundles.values():
-            orders.update({id(sent.order): sent.order for sent in bundle})
+        orders.update({id(order): order for order in self._take_bundled()})
         if self._current is not None:
             orders[id(self._current)] = self._current
         self._put_down()
         self._sent.clear()
         self._looks.clear()
-        self._bundles.clear()
         with self._lock:
             self._engine.return_orders(list(orders.values()))
         self._on_change()
