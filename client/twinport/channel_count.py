@@ -58,7 +58,8 @@ class ChannelCount:
         self._before: float | None = None  # the rate with one less, while one more is on trial
         self._last_rate: float | None = None
         self._rest_seconds = REST_SECONDS
-        self._rest_until = 0.0
+        # On a long line a trial in vain costs a second or more: only what takes far longer than that may gain by it.
+        self._rest_until = self._clock() + REST_SECONDS if self.opens_early else 0.0
         self._settled_at: float | None = None
         self._measured: tuple[float, int] | None = None
         self._look_at = self._clock() + LOOK_SECONDS

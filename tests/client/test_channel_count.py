@@ -121,6 +121,14 @@ def test_one_burst_of_losses_is_a_queue_that_ran_over() -> None:
     assert line.count.wanted <= 3
 
 
+def test_on_a_long_line_the_first_trial_waits_until_it_may_pay() -> None:
+    line = Line(lambda count: count * 2.0 * MIB, LineFacts(0.05, is_paced=True))
+    line.run(REST_SECONDS - 0.5)
+    assert set(line.history) == {1}
+    line.run(120.0)
+    assert line.count.wanted == 8
+
+
 def test_a_line_that_gathers_speed_by_itself_is_not_taken_for_one_that_rewards_channels() -> None:
     line = Line(lambda count: min(100.0 * MIB, MIB * 2.0 ** (line.now - 100.0)), LineFacts(0.05, is_paced=True))
     line.run(6.0)
