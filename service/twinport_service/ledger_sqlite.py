@@ -18,7 +18,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from twinport_protocol.errors import ErrorCode, Refusal
@@ -147,8 +147,8 @@ class SqliteLedger(MemoryLedger):
 
     def _writing_any(self, specs: Sequence[UploadSpec | None]) -> AbstractContextManager[None]:
         """The same around a change of several."""
-        may_write = next((spec for spec in specs if spec is None or is_resumable(spec)), specs[0] if specs else None)
-        return self._writing(may_write)
+        may_write = any(spec is None or is_resumable(spec) for spec in specs)
+        return self._writing(None) if may_write else nullcontext()
 
     def _spec_of(self, upload_id: bytes) -> UploadSpec | None:
         upload = self._uploads.get(upload_id)

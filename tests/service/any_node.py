@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ from twinport_service.config import Settings
 from twinport_service.foundation import Foundation
 from twinport_service.ledger_memory import MemoryLedger
 from twinport_service.server import Server
-from twinport_service.storage.contract import OnDone, OnProgress, Published, UploadSpec
+from twinport_service.storage.contract import OnDone, OnProgress, Published, UploadSpec, WholeFile
 from twinport_service.storage.memory import MemoryStorage
 
 PROJECT = Path(__file__).parents[2]
@@ -43,6 +43,13 @@ class _Refused:
     code: ErrorCode
     detail: str
     retry_seconds: int | None
+
+    @classmethod
+    def of(cls, refusal: Refusal) -> _Refused:
+        return cls(refusal.code, refusal.detail, refusal.retry_seconds)
+
+    def refusal(self) -> Refusal:
+        return Refusal(self.code, self.detail, self.retry_seconds)
 
 
 class Store:
@@ -63,9 +70,11 @@ class Store:
                 return bytes(buffer[:count])
             if method in _COMMITS:
                 return self._commit(method, arguments)
+            if method == "admit":
+                return [refused and _Refused.of(refused) for refused in self._bound(part, method)(*arguments)]
             return self._bound(part, method)(*arguments)
         except Refusal as refusal:
-            return _Refused(refusal.code, refusal.detail, refusal.retry_seconds)
+            return _Refused.of(refusal)
 
     def _bound(self, part: str, method: str) -> Callable[..., Any]:
         bound: Callable[..., Any] = getattr(self._parts[part], method)
@@ -108,7 +117,7 @@ class _Remote:
         plain = tuple(bytes(item) if isinstance(item, memoryview | bytearray) else item for item in arguments)
         result = self._store.call(self._part, method, plain)
         if isinstance(result, _Refused):
-            raise Refusal(result.code, result.detail, result.retry_seconds)
+            raise result.refusal()
         return result
 
     def __getattr__(self, method: str) -> Callable[..., Any]:
@@ -168,6 +177,11 @@ class RemoteStorage(_Remote):
         """See the contract."""
         self._waiters.submit(self._wait, on_done, "commit_small", spec, data, digest)
 
+    def commit_small_files(self, files: Sequence[WholeFile]) -> None:
+        """See the contract."""
+        for file in files:
+            self.commit_small(file.spec, bytes(file.data), file.digest, file.on_done)
+
     def _wait(self, on_done: OnDone, method: str, *arguments: object) -> None:
         try:
             outcome: Published | Refusal = self.ask(method, *arguments)
@@ -178,6 +192,17 @@ class RemoteStorage(_Remote):
     def close(self) -> None:
         """See the contract."""
         self._waiters.shutdown()
+
+
+class RemoteLedger(_Remote):
+    """The ledger."""
+
+    def __init__(self, store: Any) -> None:
+        super().__init__(store, "ledger")
+
+    def admit(self, specs: Sequence[UploadSpec]) -> Sequence[Refusal | None]:
+        """See the contract."""
+        return [refused and refused.refusal() for refused in self.ask("admit", specs)]
 
 
 # processes ------------------------------------------------------------------------------------------------------------
@@ -209,7 +234,7 @@ async def _run_node(address: str) -> None:
     manager.connect()
     store = manager.store()  # type: ignore[attr-defined]
     storage: Any = RemoteStorage(store)
-    ledger: Any = _Remote(store, "ledger")
+    ledger: Any = RemoteLedger(store)
     settings = Settings(control_port=0, data_port=0, classic=False, drain_seconds=0.5, unsent_seconds=0.01)
     server = Server(settings, Foundation(storage, ledger, KEYS))
     await server.start()

@@ -20,6 +20,7 @@ from tests.service.raw_client import (
     ClosedError,
     RawChannel,
     RawControl,
+    Small,
     await_true,
     fetch_file,
     parts_of,
@@ -64,6 +65,22 @@ def test_control_on_one_node_and_every_channel_on_the_other(
     assert outcome is AckStatus.COMMITTED or (isinstance(outcome, Reply) and outcome.kind is ReplyKind.DONE)
     assert fetch_file(control, far, name) == data
     assert name in control.names()
+
+
+def test_a_bundle_goes_over_any_node_and_is_known_to_all(nodes: Nodes, control: RawControl, far: RawChannel) -> None:
+    files = [Small(f"bundle/{number}", os.urandom(number * 100)) for number in range(50)]
+    putting, getting = far.attach_next(control.bundle("UPLOAD")), far.attach_next(control.bundle("DOWNLOAD"))
+    assert far.put_many(putting, [*files, Small("bundle/0/below", b"")])[:50] == [AckStatus.COMMITTED] * 50
+    names = [file.name for file in files]
+    assert far.get_many(getting, [*names, "nothing"]) == [*(file.data for file in files), ErrorCode.FILE_NOT_FOUND]
+    with RawControl(nodes[1].control_address) as other, RawChannel(nodes[0].data_address) as near:
+        # The other node has not published them, and says so all the same.
+        again = near.attach_next(other.bundle("UPLOAD"))
+        assert near.put_many(again, files) == [AckStatus.COMMITTED] * 50
+        assert near.put_many(again, [Small("bundle/x", b"", files[7].upload_id)]) == [ErrorCode.DENIED]
+        upload = other.upload("bundle/open", 1, os.urandom(16))
+        taken = [Small("bundle/open", b"1", upload.upload_id)]
+        assert far.put_many(putting, taken) == [ErrorCode.UPLOAD_CLOSED]
 
 
 @pytest.mark.parametrize("size", [1000, SMALL_BYTES, 1_000_000])

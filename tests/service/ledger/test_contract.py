@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,9 @@ from twinport_protocol.upload import UploadState
 from twinport_service.ledger import Ledger
 from twinport_service.ledger_memory import MemoryLedger
 from twinport_service.ledger_sqlite import SqliteLedger
+from twinport_service.quota import Quota
 from twinport_service.storage.contract import FileMarks, UploadSpec
+from twinport_service.usage import UsageBook
 
 LARGE = 20 * 1024 * 1024
 _serial = itertools.count(1)
@@ -277,6 +279,92 @@ def test_untouched_uploads_of_a_session_are_capped() -> None:
     ledger.begin(specs[3], True, session)
 
 
+# many at once ---------------------------------------------------------------------------------------------------------
+
+
+def codes(outcomes: Sequence[Refusal | None]) -> list[ErrorCode | None]:
+    return [None if outcome is None else outcome.code for outcome in outcomes]
+
+
+def test_what_is_admitted_is_being_committed_until_it_is_finished(ledger: Ledger) -> None:
+    specs = [make_spec("a", 5), make_spec("b", 0), make_spec("c")]
+    assert codes(ledger.admit(specs)) == [None, None, None]
+    for spec in specs:
+        record = ledger.load(spec.upload_id)
+        assert record is not None
+        assert (record.spec, record.generation, record.state) == (spec, 1, UploadState.COMMITTING)
+        assert record.has_room
+        assert ledger.begin(spec) == record  # the same request by itself
+        with refused(ErrorCode.UPLOAD_CLOSED):
+            ledger.check(spec.upload_id, 1)
+        with refused(ErrorCode.UPLOAD_CLOSED):
+            ledger.fence(spec.upload_id, 1)
+        with refused(ErrorCode.UPLOAD_CLOSED):
+            ledger.lease(spec.upload_id, "alice")
+    usage = ledger.usage_of("alice")
+    assert (usage.open_uploads, usage.reserved_bytes) == (3, 5 + LARGE)
+    ledger.finish_all([specs[0].upload_id, b"nobody's upload!", specs[2].upload_id])
+    assert [record.spec for record in ledger.open_uploads()] == [specs[1]]
+    ledger.finish_all([spec.upload_id for spec in specs])
+    ledger.finish_all([])
+    usage = ledger.usage_of("alice")
+    assert (usage.open_uploads, usage.reserved_bytes) == (0, 0)
+    assert list(ledger.open_uploads()) == []
+    assert codes(ledger.admit(specs)) == [None, None, None]
+
+
+def test_each_is_admitted_or_refused_by_itself(ledger: Ledger) -> None:
+    taken, mine = make_spec("taken", 1), make_spec("mine", 1)
+    ledger.begin(taken)
+    others = replace(make_spec("others", 1, "bob"), upload_id=taken.upload_id)
+    closed, busy = ErrorCode.UPLOAD_CLOSED, ErrorCode.BUSY
+    specs = [taken, mine, mine, others, make_spec("third", 1), make_spec("one too many", 1), make_spec("his", 1, "bob")]
+    assert codes(ledger.admit(specs)) == [closed, None, closed, closed, None, busy, None]
+    assert codes(ledger.admit([])) == []
+    usage = ledger.usage_of("alice")
+    assert (usage.open_uploads, usage.reserved_bytes) == (3, 3)
+    record = ledger.load(taken.upload_id)
+    assert record is not None
+    assert record.state is UploadState.OPEN
+    ledger.finish(mine.upload_id)
+    assert codes(ledger.admit([specs[5]])) == [None]
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+@pytest.mark.parametrize("quota", [Quota(25, None), Quota(None, 2)], ids=["bytes", "files"])
+def test_as_many_are_admitted_as_the_quota_has_room_for(tmp_path: Path, kind: str, quota: Quota) -> None:
+    usage = UsageBook(lambda user: quota)
+    ledger = MemoryLedger(usage=usage) if kind == "memory" else SqliteLedger(tmp_path / "ledger.db", usage=usage)
+    full = ErrorCode.QUOTA_EXCEEDED
+    specs = [make_spec(f"f{number}", 10) for number in range(4)]
+    assert codes(ledger.admit(specs)) == [None, None, full, full]
+    assert codes(ledger.admit([specs[2]])) == [full]
+    ledger.finish_all([specs[0].upload_id])
+    assert codes(ledger.admit(specs[2:])) == [None, full]
+    assert {record.spec.name for record in ledger.open_uploads()} == {"f1", "f2"}
+    ledger.close()
+
+
+def test_of_many_that_admit_at_once_each_id_is_admitted_once(tmp_path: Path) -> None:
+    ledger = SqliteLedger(tmp_path / "ledger.db")
+    specs = [make_spec(f"f{number}", size) for number in range(20) for size in (1, LARGE)]
+    told: list[Sequence[Refusal | None]] = []
+
+    def admit(turn: int) -> None:
+        told.append(ledger.admit(specs[turn * 10 :] + specs[: turn * 10]))
+
+    threads = [threading.Thread(target=admit, args=(turn,)) for turn in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(codes(outcomes).count(None) for outcomes in told) == 40
+    assert len(ledger.open_uploads()) == 40
+    ledger.finish_all([spec.upload_id for spec in specs])
+    assert ledger.usage_of("alice").reserved_bytes == 0
+    ledger.close()
+
+
 class LedgerMachine(RuleBasedStateMachine):
     """The SQLite ledger, thrown away and opened again at any moment, agrees with the one in memory."""
 
@@ -324,6 +412,14 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(which=which)
     def finish(self, which: int) -> None:
         self.both(lambda ledger: ledger.finish(self.specs[which].upload_id))
+
+    @rule(many=st.lists(which, max_size=3))
+    def admit(self, many: list[int]) -> None:
+        self.both(lambda ledger: codes(ledger.admit([self.specs[number] for number in many])))
+
+    @rule(many=st.lists(which, max_size=3))
+    def finish_all(self, many: list[int]) -> None:
+        self.both(lambda ledger: ledger.finish_all([self.specs[number].upload_id for number in many]))
 
     @rule()
     def restart(self) -> None:

@@ -78,6 +78,8 @@ def test_small_files_cost_no_transaction(tmp_path: Path) -> None:
         ledger.seal(spec.upload_id, 1, 0, b"d" * 32)
         ledger.fence(spec.upload_id, 1)
         ledger.finish(spec.upload_id)
+        ledger.admit([spec])
+        ledger.finish_all([spec.upload_id])
     assert Path(f"{path}-wal").stat().st_size == written
     ledger.close()
 
@@ -131,6 +133,10 @@ def test_small_uploads_and_looks_do_not_wait_while_the_log_is_folded_in(
         ledger.seal(small.upload_id, 1, 0, b"d" * 32)
         ledger.fence(small.upload_id, 1)
         ledger.finish(small.upload_id)
+        assert list(ledger.admit([small])) == [None]
+        assert list(ledger.admit([])) == []
+        ledger.finish_all([small.upload_id])
+        ledger.finish_all([])
         ledger.check(big.upload_id, 1)
         assert ledger.load(big.upload_id) is not None
         assert ledger.usage_of("alice").open_uploads == 1
@@ -177,6 +183,11 @@ def test_failing_database_is_a_refusal_and_changes_nothing(tmp_path: Path) -> No
         with pytest.raises(Refusal) as caught:
             use()
         assert caught.value.code is ErrorCode.STORAGE_FAULT
+    small = [UploadSpec(bytes([number]) * 16, "alice", parse_name(f"s{number}"), 5) for number in range(2)]
+    told = ledger.admit([small[0], other, small[1]])
+    assert [outcome and outcome.code for outcome in told] == [None, ErrorCode.STORAGE_FAULT, None]
+    ledger.finish_all([spec.upload_id for spec in small])
+    assert ledger.usage_of("alice").open_uploads == 1
     blocker.execute("ROLLBACK")
     blocker.close()
     assert ledger.load(other.upload_id) is None
