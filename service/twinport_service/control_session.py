@@ -17,10 +17,10 @@ from twinport_protocol.messages import Command, Reply, ReplyKind, Verb, format_r
 from .access import ANONYMOUS
 from .accounts.authenticator import LoggedIn
 from .control_services import ControlServices
-from .handlers import Caller
 from .limits import BUSY_SOON_SECONDS, Admission
 from .log import get_log
 from .login_gate import LoginGate
+from .name_handlers import Caller
 from .session_jobs import SessionJobs
 
 _EVENTS_IN_A_ROW = 256

@@ -16,7 +16,7 @@ from twinport_protocol.messages import Command, Reply, Verb, format_reply
 
 from .commit_watch import CommitWatch
 from .control_services import ControlServices
-from .handlers import Caller
+from .name_handlers import Caller
 from .side_lane import SideLane
 from .storage.contract import HashingNeeded
 

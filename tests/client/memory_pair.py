@@ -19,8 +19,9 @@ from twinport_protocol.messages import Command, Reply, Verb
 from twinport_protocol.tickets import TicketKeys
 from twinport_service.access import ANONYMOUS, allow_all
 from twinport_service.channel_session import ChannelSession, Payload
-from twinport_service.handlers import Caller, Handlers
+from twinport_service.handlers import Handlers
 from twinport_service.ledger_memory import MemoryLedger
+from twinport_service.name_handlers import Caller
 from twinport_service.storage.memory import MemoryStorage
 from twinport_service.uploads import UploadDesk
 from twinport_service.usage import UsageBook

@@ -11,8 +11,9 @@ from twinport_protocol.messages import Command, Reply, Verb
 from twinport_protocol.names import parse_name
 from twinport_protocol.segments import digest_of
 from twinport_service.access import Act
-from twinport_service.handlers import Caller, Handlers
+from twinport_service.handlers import Handlers
 from twinport_service.ledger_memory import MemoryLedger
+from twinport_service.name_handlers import Caller
 from twinport_service.storage.contract import UploadSpec
 from twinport_service.storage.memory import MemoryStorage
 from twinport_service.uploads import UploadDesk

@@ -13,8 +13,9 @@ from twinport_protocol.names import parse_name
 from twinport_protocol.segments import digest_of
 from twinport_service.access import BEFORE_LOGIN, allow_all
 from twinport_service.audit import AuditEntry, AuditEvent
-from twinport_service.handlers import Caller, Handlers
+from twinport_service.handlers import Handlers
 from twinport_service.ledger_memory import MemoryLedger
+from twinport_service.name_handlers import Caller
 from twinport_service.storage.contract import UploadSpec
 from twinport_service.storage.memory import MemoryStorage
 from twinport_service.uploads import UploadDesk

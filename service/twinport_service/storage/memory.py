@@ -12,13 +12,13 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from twinport_protocol.errors import ErrorCode, Refusal
 from twinport_protocol.names import MAX_NAME_BYTES, RemoteName
 from twinport_protocol.segments import Manifest
 
-from twinport_service.usage import Owned, Stored, UsageBook, UsageKeeper
+from twinport_service.usage import Stored, UsageBook, UsageKeeper
 
 from .contract import (
     SMALL_BYTES,
@@ -34,49 +34,9 @@ from .contract import (
     VersionInfo,
     WholeFile,
 )
+from .memory_parts import MemoryReader, MemoryStaging, MemoryVersion
 
 FINISHED_SECONDS = 24 * 3600
-
-
-@dataclass(frozen=True)
-class _Version:
-    serial: int
-    data: bytes
-    mtime_ns: int
-    executable: bool
-    manifest: Manifest
-    user: str
-
-    @property
-    def owned(self) -> Owned:
-        """Whose it is."""
-        return Owned(self.user, len(self.data))
-
-
-@dataclass
-class _Staging:
-    spec: UploadSpec
-    pieces: dict[tuple[int, int], bytearray] = field(default_factory=dict)
-    """By (segment, writer): what each writer has stored of a segment."""
-    sealed: dict[tuple[int, bytes], int] = field(default_factory=dict)
-    """By segment and digest: the writer whose bytes they are. Nodes may seal different bytes; a manifest chooses."""
-
-
-class MemoryReader:
-    """The bytes of one version, as they were."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-
-    def read_into(self, offset: int, buffer: bytearray | memoryview) -> int:
-        """See the contract."""
-        view = memoryview(buffer).cast("B")
-        count = max(0, min(len(view), len(self._data) - offset))
-        view[:count] = self._data[offset : offset + count]
-        return count
-
-    def close(self) -> None:
-        """See the contract."""
 
 
 class MemoryStorage:
@@ -98,11 +58,11 @@ class MemoryStorage:
         self._open_versions = open_versions
         self._now = now
         self._now_ns = now_ns
-        self._files: dict[str, _Version] = {}
+        self._files: dict[str, MemoryVersion] = {}
         self._directories: set[str] = set()
-        self._stagings: dict[bytes, _Staging] = {}
+        self._stagings: dict[bytes, MemoryStaging] = {}
         self._finished: OrderedDict[bytes, tuple[float, Published]] = OrderedDict()
-        self._opened: OrderedDict[bytes, tuple[RemoteName, _Version]] = OrderedDict()
+        self._opened: OrderedDict[bytes, tuple[RemoteName, MemoryVersion]] = OrderedDict()
         self._keys: Sequence[str] | None = None
         self._serial = 0
         self._held_bytes = 0
@@ -137,7 +97,7 @@ class MemoryStorage:
                 return
             self._check_publishable(spec.name, spec.precondition)
             self._reserve(spec.size)
-            self._stagings[spec.upload_id] = _Staging(spec)
+            self._stagings[spec.upload_id] = MemoryStaging(spec)
 
     def put_piece(self, upload_id: bytes, writer: int, segment: int, offset: int, data: Buffer) -> None:
         """See the contract."""
@@ -234,7 +194,7 @@ class MemoryStorage:
         self._forget(spec.name)
         self._serial += 1
         mtime_ns = self._now_ns() if spec.mtime_ns is None else spec.mtime_ns
-        version = _Version(self._serial, data, mtime_ns, spec.executable, manifest, spec.user)
+        version = MemoryVersion(self._serial, data, mtime_ns, spec.executable, manifest, spec.user)
         self._files[spec.name] = version
         self._usage.publish(spec.upload_id, version.owned, None if replaced is None else replaced.owned)
         self._keys = None
@@ -252,7 +212,7 @@ class MemoryStorage:
         if precondition.if_match is not None and (present is None or present.manifest.root != precondition.if_match):
             raise Refusal(ErrorCode.CHANGED)
 
-    def _staging(self, upload_id: bytes) -> _Staging:
+    def _staging(self, upload_id: bytes) -> MemoryStaging:
         staging = self._stagings.get(upload_id)
         if staging is None:
             raise Refusal(ErrorCode.UPLOAD_UNKNOWN)
@@ -301,7 +261,7 @@ class MemoryStorage:
         """See the contract."""
         return self._opened_version(token)[0]
 
-    def _opened_version(self, token: bytes) -> tuple[RemoteName, _Version]:
+    def _opened_version(self, token: bytes) -> tuple[RemoteName, MemoryVersion]:
         with self._lock:
             opened = self._opened.get(token)
             if opened is None:

@@ -20,7 +20,8 @@ from twinport_service.access import Act
 from twinport_service.classic.pairing import PairingTimes
 from twinport_service.storage.contract import Page, VersionInfo
 from twinport_service.storage.local import LocalStorage
-from twinport_service.storage.memory import MemoryReader, MemoryStorage
+from twinport_service.storage.memory import MemoryStorage
+from twinport_service.storage.memory_parts import MemoryReader
 
 from .conftest import in_a_hurry
 from .harness import PATIENT, SHORT, RunningPlane, running_plane
