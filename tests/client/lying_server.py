@@ -7,10 +7,11 @@ import socket
 import threading
 from collections.abc import Callable, Mapping
 
+from twinport_protocol.bundles import decode_names, decode_uploaded, fetched_head
 from twinport_protocol.channel import ChannelServer
 from twinport_protocol.control import ControlServer, Greeting, Limits
 from twinport_protocol.errors import ErrorCode, ProtocolError
-from twinport_protocol.frames import CHANNEL_MAGIC, DETACH_AFTER, FrameType, Header, Message
+from twinport_protocol.frames import CHANNEL_MAGIC, DETACH_AFTER, AckStatus, FrameType, Header, Message
 from twinport_protocol.messages import Command, Reply, ReplyKind, Verb
 from twinport_protocol.segments import Layout, digest_of, root_of
 from twinport_protocol.tickets import encode_ticket
@@ -32,6 +33,8 @@ class LyingServer:
         self.greeting: bytes | None = None
         self.login: dict[str, str] | None = None
         self.more = "0"
+        self.bundle = 0
+        """The body of a bundle, as announced; with it listings tell the facts of each file."""
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
         self._closing = False
@@ -60,13 +63,25 @@ class LyingServer:
         data = self.files[name][start : start + get.length]
         return wire.segment_header(get, get.offset, len(data), last=True) + data
 
+    def fetched(self, wire: ChannelServer, get: Header, names: list[str]) -> bytes:
+        """The frames that answer a GET_MANY."""
+        datas = [self.files[name] for name in names]
+        records = [fetched_head(0, len(data), digest_of(data), executable=False) + data for data in datas]
+        body = b"".join(records)
+        return wire.files_header(get, len(body), sum(map(len, datas)), last=True) + body
+
+    def taken(self, wire: ChannelServer, put: Header, files: int) -> bytes:
+        """The frames that answer a PUT_MANY of so many files."""
+        return wire.acknowledge_many(put, [int(AckStatus.COMMITTED)] * files)
+
     def answer(self, command: Command) -> list[Reply]:
         """The replies to a command."""
         number = command.id
         if command.verb is Verb.LIST:
             entries = self.listed if self.listed is not None else [(name, "f") for name in sorted(self.files)]
+            facts = {"size": "0", "mtime": "0", "exec": "0"}
             replies = [
-                Reply(number, ReplyKind.ENTRY, (name,), {"kind": kind, "size": "0", "mtime": "0", "exec": "0"})
+                Reply(number, ReplyKind.ENTRY, (name,), {"kind": kind, **(self.facts(name) if self.bundle else facts)})
                 for name, kind in entries
             ]
             return [*replies, Reply(number, ReplyKind.DONE, (), {"count": str(len(entries)), "more": self.more})]
@@ -76,6 +91,8 @@ class LyingServer:
                 return [Reply(number, ReplyKind.ERROR, code=ErrorCode.FILE_NOT_FOUND)]
             ticket = encode_ticket(name.encode("utf-8", "surrogateescape"))
             return [Reply(number, ReplyKind.OK, (), {**self.facts(name), "ticket": ticket})]
+        if command.verb is Verb.BUNDLE:
+            return [Reply(number, ReplyKind.OK, (), {"ticket": encode_ticket(b"a bundle")})]
         if command.verb is Verb.QUOTA:
             return [Reply(number, ReplyKind.OK, (), {"bytes": "0", "files": "0", **(self.login or {})})]
         if command.verb is Verb.LOGIN:
@@ -120,7 +137,7 @@ class LyingServer:
             connection.sendall(self.greeting)
             connection.recv(65536)
             return
-        wire = ControlServer(Limits())
+        wire = ControlServer(Limits(bundle=self.bundle))
         while data:
             wire.feed(data)
             for event in wire.events():
@@ -132,7 +149,7 @@ class LyingServer:
             data = connection.recv(65536)
 
     def _serve_channel(self, connection: socket.socket, data: bytes) -> None:
-        wire = ChannelServer(Limits())
+        wire = ChannelServer(Limits(bundle=self.bundle))
         names: dict[int, str] = {}
         while data:
             for event in wire.feed(memoryview(data)):
@@ -144,6 +161,11 @@ class LyingServer:
                 elif header.type == FrameType.MANIFEST:
                     body = self.manifest(names[header.attachment])
                     connection.sendall(wire.answer(header, FrameType.MANIFEST_IS, body))
+                elif header.type == FrameType.GET_MANY:
+                    asked = [name.decode() for name in decode_names(event.body)]
+                    connection.sendall(self.fetched(wire, header, asked))
+                elif header.type == FrameType.PUT_MANY:
+                    connection.sendall(self.taken(wire, header, len(decode_uploaded(event.body))))
                 elif header.type == FrameType.GET:
                     connection.sendall(self.segment(wire, header, names[header.attachment]))
                     if header.flags & DETACH_AFTER:

@@ -16,6 +16,7 @@ from twinport_service.foundation import Foundation
 from twinport_service.ledger_memory import MemoryLedger
 from twinport_service.storage.contract import SMALL_BYTES, OnDone, UploadSpec, WholeFile
 from twinport_service.storage.memory import MemoryStorage
+from twinport_service.usage import UsageBook
 
 from tests.service.conftest import KEYS, StartServer
 from tests.service.oracle import Oracle
@@ -49,8 +50,8 @@ def getting(control: RawControl, channel: RawChannel) -> int:
 class HeldStorage(MemoryStorage):
     """Small files wait until they are let go. ``count`` are those that came."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, *, usage: UsageBook | None = None) -> None:
+        super().__init__(usage=usage)
         self.go = threading.Event()
         self.count = 0
         self._threads: list[threading.Thread] = []
