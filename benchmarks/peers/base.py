@@ -39,8 +39,10 @@ class Site:
     environment: dict[str, str] = field(default_factory=dict)
 
     def client_environment(self) -> dict[str, str]:
-        """The environment of clients: none of the caller's settings, keys or agents."""
-        own = {name: value for name, value in os.environ.items() if not name.startswith(("TWINPORT_", "SSH_", "RSYNC"))}
+        """The environment of clients: none of the caller's settings, keys or agents. Python keeps its compiled modules,
+        as where Twinport is installed: a caller who forbids that would time the compiler."""
+        foreign = ("TWINPORT_", "SSH_", "RSYNC", "PYTHON")
+        own = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
         return {**own, "HOME": str(self.directory), **self.environment}
 
 

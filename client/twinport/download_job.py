@@ -9,6 +9,7 @@ from twinport_protocol.segments import Layout, Manifest
 from .engine import Order
 
 if TYPE_CHECKING:
+    from .entries import RemoteEntry
     from .partials import Partial
 
 
@@ -38,7 +39,8 @@ class DownloadJob:
         "troubles",
     )
 
-    def __init__(self, name: str, target: str) -> None:
+    def __init__(self, name: str, target: str, size_hint: int = 0, entry: RemoteEntry | None = None) -> None:
+        """``entry`` is what a listing told, where that is to be relied on."""
         self.name = name
         self.target = target
         self.epoch = 0
@@ -50,12 +52,14 @@ class DownloadJob:
         self.opened = False
         self.partial: Partial | None = None
         self.ticket = b""
+        self.size = size_hint
+        self.is_listed = entry is not None
+        """Whether a listing told size, root and marks: then it may be fetched in a bundle."""
         self.root = b""
-        self.size = 0
         self.mtime_ns = 0
         self.executable = False
-        self.is_listed = False
-        """Whether a listing told size, root and marks: then it may be fetched in a bundle."""
+        if entry is not None:
+            self.root, self.mtime_ns, self.executable = entry.root or b"", entry.mtime_ns, entry.executable
         self.begin()
 
     def begin(self) -> None:

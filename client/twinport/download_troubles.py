@@ -54,14 +54,10 @@ class DownloadTroubles(EngineBase):
 
     def add(self, name: str, target: str, entry: RemoteEntry | None = None) -> None:
         """One more file to fetch; ``entry`` is what a listing told of it."""
-        job = DownloadJob(name, target)
-        if entry is not None:
-            self.known_bytes += entry.size
-            job.size = entry.size
-            if entry.root is not None and self._fits_bundle(job):
-                job.root, job.mtime_ns, job.executable = entry.root, entry.mtime_ns, entry.executable
-                job.is_listed = True
-                job.begin()
+        size = 0 if entry is None else entry.size
+        self.known_bytes += size
+        is_for_bundle = entry is not None and entry.root is not None and self._fits_bundle(size)
+        job = DownloadJob(name, target, size, entry if is_for_bundle else None)
         (self._fresh_small if job.is_listed else self._fresh).append(job)
 
     @property
@@ -99,8 +95,8 @@ class DownloadTroubles(EngineBase):
 
     # bundles ----------------------------------------------------------------------------------------------------------
 
-    def _fits_bundle(self, job: DownloadJob) -> bool:
-        return job.size <= min(self._small_bytes, BUNDLE_BYTES)
+    def _fits_bundle(self, size: int) -> bool:
+        return size <= min(self._small_bytes, BUNDLE_BYTES)
 
     def take_bundle(self, most_bytes: int) -> list[Order]:
         """Small files that are asked for with one frame, of at most ``most_bytes`` in all; none every other time where

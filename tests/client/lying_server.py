@@ -7,7 +7,7 @@ import socket
 import threading
 from collections.abc import Callable, Mapping
 
-from twinport_protocol.bundles import decode_names, decode_uploaded, fetched_head
+from twinport_protocol.bundles import iterate_names, decode_uploaded, fetched_head
 from twinport_protocol.channel import ChannelServer
 from twinport_protocol.control import ControlServer, Greeting, Limits
 from twinport_protocol.errors import ErrorCode, ProtocolError
@@ -162,7 +162,7 @@ class LyingServer:
                     body = self.manifest(names[header.attachment])
                     connection.sendall(wire.answer(header, FrameType.MANIFEST_IS, body))
                 elif header.type == FrameType.GET_MANY:
-                    asked = [name.decode() for name in decode_names(event.body)]
+                    asked = [name.decode() for name in iterate_names(event.body)]
                     connection.sendall(self.fetched(wire, header, asked))
                 elif header.type == FrameType.PUT_MANY:
                     connection.sendall(self.taken(wire, header, len(decode_uploaded(event.body))))
