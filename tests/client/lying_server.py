@@ -7,7 +7,7 @@ import socket
 import threading
 from collections.abc import Callable, Mapping
 
-from twinport_protocol.bundles import iterate_names, decode_uploaded, fetched_head
+from twinport_protocol.bundles import decode_uploaded, fetched_head, iterate_names
 from twinport_protocol.channel import ChannelServer
 from twinport_protocol.control import ControlServer, Greeting, Limits
 from twinport_protocol.errors import ErrorCode, ProtocolError
