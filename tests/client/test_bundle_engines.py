@@ -198,13 +198,13 @@ def test_what_a_bundle_does_not_get_done_is_sent_by_itself_under_the_same_id(
         return [Refusal(code)] * len(specs)
 
     monkeypatch.setattr(server.desk.ledger, "admit", admit)
-    paths = make_files(tmp_path / "files", 300)
+    paths = make_files(tmp_path / "files", 150)
     upload = send(server, paths)
     upload.run()
     assert_all_done(upload, paths)
     asked = [command.options["upload"] for command in upload.pair.commands if command.verb is Verb.UPLOAD]
     assert sorted(asked) == sorted(ids)
-    assert len(set(asked)) == 300
+    assert len(set(asked)) == 150
 
 
 @pytest.mark.parametrize("code", [*CODES, ErrorCode.TOO_LARGE, ErrorCode.UNSUPPORTED, ErrorCode.CORRUPT])
@@ -212,7 +212,7 @@ def test_what_is_not_sent_in_a_bundle_is_fetched_by_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: ErrorCode
 ) -> None:
     server = MemoryServer(BUNDLES)
-    paths = make_files(tmp_path / "files", 300)
+    paths = make_files(tmp_path / "files", 150)
     send(server, paths).run()
     read_small = server.storage.read_small
 
@@ -226,7 +226,7 @@ def test_what_is_not_sent_in_a_bundle_is_fetched_by_itself(
     download = fetch(server, back, [path.name for path in paths])
     download.run()
     assert_all_done(download, paths, back)
-    assert verbs(download)[Verb.DOWNLOAD] == 299
+    assert verbs(download)[Verb.DOWNLOAD] == 149
 
 
 def test_a_reason_to_refuse_is_told_as_of_a_file_by_itself(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from twinport_service.accounts.records import Key
 from twinport_service.audit import AuditLog
 from twinport_service.audit_reader import AuditReader
 
-from tests.service.accounts.conftest import StartWithAccounts
+from tests.service.accounts.conftest import PASSWORD, StartWithAccounts
 from tests.service.accounts.test_ticket_epochs import ENDINGS, HARMLESS, Change, log_in
 from tests.service.raw_client import RawChannel, RawControl, Small, await_true
 from tests.service.running_server import RunningServer
@@ -58,6 +58,12 @@ def attach_both(control: RawControl, channel: RawChannel) -> tuple[int, int]:
     return channel.attach_next(control.bundle("UPLOAD")), channel.attach_next(control.bundle("DOWNLOAD"))
 
 
+def is_back(server: RunningServer) -> bool:
+    """Whether alice may log in, again or still."""
+    with RawControl(server.control_address) as control:
+        return control.ask(Verb.LOGIN, "password", options={"user": "alice", "password": PASSWORD}).code is None
+
+
 def test_each_name_is_judged_by_the_users_grants(server: RunningServer, rows: Rows) -> None:
     denied = ErrorCode.DENIED
     with log_in(server) as alice, log_in(server, "bob") as bob, RawChannel(server.data_address) as channel:
@@ -95,19 +101,25 @@ def test_a_ticket_ends_with_its_users_logins_between_two_bundles(
             bobs = his.attach_next(bob.bundle("UPLOAD"))
             change(database)
             failed = [channel.answer(), channel.answer()]
-            assert {(answer.type, answer.attachment, answer.code) for answer in failed} == {
-                (FrameType.FAIL, putting, revoked),
-                (FrameType.FAIL, getting, revoked),
+            assert {(answer.type, answer.attachment) for answer in failed} == {
+                (FrameType.FAIL, putting),
+                (FrameType.FAIL, getting),
             }
-            assert channel.put_many(putting, [Small("alice/b", b"b"), Small("../c", b"c")]) == [revoked] * 2
-            assert channel.get_many(getting, ["alice/a", "alice/b"]) == [revoked] * 2
+            # Denied where the server looked in between, when she was disabled or gone for a moment.
+            codes = {answer.code for answer in failed}
+            assert codes in ({revoked}, {ErrorCode.DENIED})
+            assert set(channel.put_many(putting, [Small("alice/b", b"b"), Small("../c", b"c")])) == codes
+            assert set(channel.get_many(getting, ["alice/a", "alice/b"])) == codes
+            await_true(lambda: is_back(server))
             channel.attach(ticket, 1)
             assert channel.answer().code is revoked
             assert his.put_many(bobs, [Small("bob/b", b"b")]) == [COMMITTED]
         with log_in(server) as again:
             assert again.names("alice") == ["alice/a"]
             assert channel.put_many(channel.attach_next(again.bundle("UPLOAD")), [Small("alice/b", b"")]) == [COMMITTED]
-    assert {row["what"] for row in rows() if row["outcome"] == "TicketRevoked"} == {"PUT", "GET", "ATTACH"}
+    refusals = [row["what"] for row in rows() if row["outcome"] in ("TicketRevoked", "Denied")]
+    assert refusals.count("PUT") == refusals.count("GET") == 1
+    assert "ATTACH" in refusals
 
 
 @pytest.mark.parametrize("change", HARMLESS.values(), ids=HARMLESS)
