@@ -85,6 +85,7 @@ class ChannelSession:
         self._attached: dict[int, UploadHandle | Download | Bundling] = {}
         self._epochs: dict[int, int] = {}
         self._withdrawn: list[Download] = []
+        self._has_withdrawn_files = False
         self._readers = OpenReaders(desk.storage)
         self._refused: dict[int, ErrorCode] = {}
         self._put_status: int | None = None
@@ -406,6 +407,7 @@ class ChannelSession:
                 self._audit.refused("PUT" if is_put else "GET", loss.code, attached.user)
                 if isinstance(attached, Download):
                     self._withdrawn.append(attached)
+                self._has_withdrawn_files |= isinstance(attached, Bundling) and not is_put
             self._leave(attachment)
             self._refused[attachment] = loss.code
             self.outgoing.append(self._wire.fail(attachment, loss.code))
@@ -414,7 +416,11 @@ class ChannelSession:
     def sends_withdrawn(self) -> bool:
         """Whether a frame is on its way to somebody who may not have it any more: only the end of the connection ends
         it earlier."""
-        return any(download.is_sending for download in self._withdrawn)
+        return self._has_withdrawn_files or any(download.is_sending for download in self._withdrawn)
+
+    def all_is_sent(self) -> None:
+        """Whatever was queued is on its way: files of bundles too."""
+        self._has_withdrawn_files = False
 
     def _answer(self, header: Header, kind: FrameType, make: Callable[[int], bytes]) -> None:
         try:
