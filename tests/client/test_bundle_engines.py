@@ -315,7 +315,7 @@ def test_a_ticket_that_expired_is_asked_for_again(tmp_path: Path) -> None:
 # losses ---------------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     sizes=st.lists(st.sampled_from([0, 1, 4096, 256 * KIB, 300_000]), min_size=1, max_size=6),
     losses=st.lists(st.tuples(st.integers(0, 8), st.sampled_from(["channel", "session"])), max_size=4),
