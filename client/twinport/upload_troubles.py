@@ -153,7 +153,8 @@ class UploadTroubles(UploadSteps):
             text = f"cannot send {job.source.name}: it changed while it was sent, {job.changes} times; try later"
             self._fail(job, SourceError(text, "SourceChanged"))
             return
-        self._abort(job.upload_id, job.generation)
+        if job.ticket:  # of what is read for a bundle the server knows nothing yet
+            self._abort(job.upload_id, job.generation)
         try:
             source = self._find(job.source)
         except TwinportError as error:
@@ -170,7 +171,8 @@ class UploadTroubles(UploadSteps):
         """The file cannot be read."""
         if not order.is_stale:
             self._uncount(order)
-            self._abort(order.job.upload_id, order.job.generation)
+            if order.job.ticket:
+                self._abort(order.job.upload_id, order.job.generation)
             self._fail(order.job, error)
 
     # losses -----------------------------------------------------------------------------------------------------------

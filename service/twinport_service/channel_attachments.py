@@ -43,6 +43,7 @@ class ChannelAttachments:
         self._epochs: dict[int, int] = {}
         self._refused: dict[int, ErrorCode] = {}
         self._withdrawn: list[Download] = []
+        self._has_withdrawn_files = False
         self.outgoing: deque[bytes | Payload] = deque()
         self.attached_once = False
 
@@ -97,6 +98,7 @@ class ChannelAttachments:
                 self._audit.refused("PUT" if is_put else "GET", loss.code, attached.user)
                 if isinstance(attached, Download):
                     self._withdrawn.append(attached)
+                self._has_withdrawn_files |= isinstance(attached, Bundling) and not is_put
             self._leave(attachment)
             self._refused[attachment] = loss.code
             self.outgoing.append(self._wire.fail(attachment, loss.code))
@@ -105,7 +107,11 @@ class ChannelAttachments:
     def sends_withdrawn(self) -> bool:
         """Whether a frame is on its way to somebody who may not have it any more: only the end of the connection ends
         it earlier."""
-        return any(download.is_sending for download in self._withdrawn)
+        return self._has_withdrawn_files or any(download.is_sending for download in self._withdrawn)
+
+    def all_is_sent(self) -> None:
+        """Whatever was queued is on its way: files of bundles too."""
+        self._has_withdrawn_files = False
 
     def _detach(self, attachment: int) -> None:
         self._refused.pop(attachment, None)

@@ -295,6 +295,8 @@ class ChannelWorker:
         return self._unsent or not self.session.at_boundary
 
     def _is_cut(self) -> bool:
+        if not self._unsent:
+            self.session.all_is_sent()
         if not self.session.sends_withdrawn:
             self._cut_at = None
             return False

@@ -149,7 +149,7 @@ class Committer:
         admitted = [index for index, refused in enumerate(refusals) if refused is None]
 
         def on_admitted(outcomes: list[Published | Refusal]) -> None:
-            self._ledger.finish_all([specs[index].upload_id for index in admitted])
+            self._table.forget_all([specs[index].upload_id for index in admitted])
             asked = [replace(specs[index], root=files[index][2]) for index in admitted]
             told = iter(map(_as_asked, outcomes, asked))
             on_all([next(told) if refused is None else refused for refused in refusals])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from blake3 import blake3
@@ -127,6 +127,18 @@ class UploadTable:
         self._ledger.finish(upload.spec.upload_id)
         with self._lock:
             self._uploads.pop(upload.spec.upload_id, None)
+
+    def forget_all(self, upload_ids: Sequence[bytes]) -> None:
+        """The same for small files that nobody opened; who asks about one by itself makes it known here all the
+        same."""
+        for upload_id in upload_ids:
+            upload = self._uploads.get(upload_id)
+            if upload is not None:
+                upload.closed = True
+        self._ledger.finish_all(upload_ids)
+        with self._lock:
+            for upload_id in upload_ids:
+                self._uploads.pop(upload_id, None)
 
     def drop(self, upload: OpenUpload) -> None:
         """Its bytes are gone, in mid write. The id is free only when no other write is under way: it may be opened

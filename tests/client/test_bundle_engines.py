@@ -199,13 +199,13 @@ def test_what_a_bundle_does_not_get_done_is_sent_by_itself_under_the_same_id(
         return [Refusal(code)] * len(specs)
 
     monkeypatch.setattr(server.desk.ledger, "admit", admit)
-    paths = make_files(tmp_path / "files", 300)
+    paths = make_files(tmp_path / "files", 150)
     upload = send(server, paths)
     upload.run()
     assert_all_done(upload, paths)
     asked = [command.options["upload"] for command in upload.pair.commands if command.verb is Verb.UPLOAD]
     assert sorted(asked) == sorted(ids)
-    assert len(set(asked)) == 300
+    assert len(set(asked)) == 150
 
 
 @pytest.mark.parametrize("code", [*CODES, ErrorCode.TOO_LARGE, ErrorCode.UNSUPPORTED, ErrorCode.CORRUPT])
@@ -213,7 +213,7 @@ def test_what_is_not_sent_in_a_bundle_is_fetched_by_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: ErrorCode
 ) -> None:
     server = MemoryServer(BUNDLES)
-    paths = make_files(tmp_path / "files", 300)
+    paths = make_files(tmp_path / "files", 150)
     send(server, paths).run()
     read_small = server.storage.read_small
 
@@ -227,7 +227,7 @@ def test_what_is_not_sent_in_a_bundle_is_fetched_by_itself(
     download = fetch(server, back, [path.name for path in paths])
     download.run()
     assert_all_done(download, paths, back)
-    assert verbs(download)[Verb.DOWNLOAD] == 299
+    assert verbs(download)[Verb.DOWNLOAD] == 149
 
 
 def test_a_reason_to_refuse_is_told_as_of_a_file_by_itself(tmp_path: Path) -> None:
@@ -316,7 +316,7 @@ def test_a_ticket_that_expired_is_asked_for_again(tmp_path: Path) -> None:
 # losses ---------------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     sizes=st.lists(st.sampled_from([0, 1, 4096, 256 * KIB, 300_000]), min_size=1, max_size=6),
     losses=st.lists(st.tuples(st.integers(0, 8), st.sampled_from(["channel", "session"])), max_size=4),
@@ -424,6 +424,8 @@ def test_a_file_that_changes_or_vanishes_before_it_is_read_is_noticed(tmp_path: 
     assert [server.storage.stat(parse_name(f"0000{n}")).size for n in (0, 1, 3, 4)] == [100, 50, 256 * KIB + 1, 100]
     assert upload.engine.known_bytes == 100 + 50 + 100 + 256 * KIB + 1 + 100
     assert upload.engine.done_bytes == upload.engine.known_bytes - 100
+    # Of what was never sent there is nothing to give back; the one that grew goes by itself.
+    assert verbs(upload) == {Verb.BUNDLE: 1, Verb.UPLOAD: 1}
 
 
 @pytest.mark.parametrize("mtime_ns", [2**63, 13 * 10**18])

@@ -15,11 +15,11 @@ import pytest
 from twinport_protocol.messages import Verb
 
 from tests.e2e.processes import Daemon, Run
-from tests.e2e.scale import KILL_MOMENTS, SEED, work_directory
+from tests.e2e.scale import IS_FULL, KILL_MOMENTS, SEED, work_directory
 from tests.service.raw_client import RawControl, await_true
 
 FILES = 2000
-VICTIMS = ["client", "server", "server-and-client"]
+VICTIMS = ["client", "server", *(["server-and-client"] if IS_FULL else [])]
 WAIT_SECONDS = 60.0
 
 

@@ -10,7 +10,8 @@ from dataclasses import replace
 import pytest
 from twinport_protocol.errors import ErrorCode
 from twinport_protocol.frames import WHOLE_CHANNEL, AckStatus, FrameType
-from twinport_protocol.messages import Verb
+from twinport_protocol.messages import ReplyKind, Verb
+from twinport_protocol.segments import digest_of
 from twinport_protocol.tickets import Action, Ticket, TicketKeys, encode_ticket
 from twinport_service.foundation import Foundation
 from twinport_service.ledger_memory import MemoryLedger
@@ -106,6 +107,30 @@ def test_a_file_is_asked_for_by_its_id_while_its_bundle_is_still_under_way(
             await_true(lambda: not server.live_uploads())
             again = control.upload("a", 5, file.upload_id, options)
             assert channel.put_segment(channel.attach_next(again.ticket), 0, b"bytes", commit=True) is COMMITTED
+        assert control.names() == ["a"]
+
+
+@in_memory
+def test_who_asks_about_a_file_of_a_bundle_leaves_nothing_of_it_behind(held: tuple[RunningServer, HeldStorage]) -> None:
+    server, storage = held
+    file = Small("a", b"bytes")
+    with RawControl(server.control_address) as control, RawChannel(server.data_address) as channel:
+        channel.start_put_many(channel.attach_next(control.bundle("UPLOAD")), [file])
+        await_true(lambda: storage.count == 1)
+        word = file.upload_id.hex()
+        options = {"generation": "1", "root": digest_of(file.data).hex()}
+        assert control.refused(Verb.COMMIT, word, options=options) is ErrorCode.BUSY
+        assert control.refused(Verb.ABORT, word) is ErrorCode.UPLOAD_CLOSED
+        with RawChannel(server.data_address) as other:
+            other.attach(control.upload("a", 5, file.upload_id, {"mtime": str(file.mtime_ns)}).ticket)
+            assert other.answer().code is ErrorCode.UPLOAD_CLOSED
+        storage.go.set()
+        assert channel.all_acknowledged() == [COMMITTED]
+        assert not server.server._desk.table._uploads
+        assert control.ask(Verb.COMMIT, word, options=options).kind is ReplyKind.DONE
+        # Nothing is taken for what it was.
+        attachment = channel.attach_next(control.upload("b", 5, file.upload_id).ticket)
+        assert channel.put_segment(attachment, 0, b"bytes", commit=True) is ErrorCode.DENIED
         assert control.names() == ["a"]
 
 

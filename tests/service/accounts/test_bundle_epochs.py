@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import socket
+import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from twinport_protocol.bundles import FetchedFile, decode_fetched
 from twinport_protocol.errors import ErrorCode
 from twinport_protocol.frames import AckStatus, FrameType
 from twinport_protocol.messages import Verb
@@ -17,9 +21,9 @@ from twinport_service.accounts.records import Key
 from twinport_service.audit import AuditLog
 from twinport_service.audit_reader import AuditReader
 
-from tests.service.accounts.conftest import StartWithAccounts
+from tests.service.accounts.conftest import PASSWORD, StartWithAccounts
 from tests.service.accounts.test_ticket_epochs import ENDINGS, HARMLESS, Change, log_in
-from tests.service.raw_client import RawChannel, RawControl, Small, await_true
+from tests.service.raw_client import ClosedError, RawChannel, RawControl, Small, await_true
 from tests.service.running_server import RunningServer
 
 Add = Callable[..., None]
@@ -56,6 +60,12 @@ def rows(audit: AuditLog, shm_path: Path) -> Rows:
 def attach_both(control: RawControl, channel: RawChannel) -> tuple[int, int]:
     """Attachments for uploads and downloads in bundles."""
     return channel.attach_next(control.bundle("UPLOAD")), channel.attach_next(control.bundle("DOWNLOAD"))
+
+
+def is_back(server: RunningServer) -> bool:
+    """Whether alice may log in, again or still."""
+    with RawControl(server.control_address) as control:
+        return control.ask(Verb.LOGIN, "password", options={"user": "alice", "password": PASSWORD}).code is None
 
 
 def test_each_name_is_judged_by_the_users_grants(server: RunningServer, rows: Rows) -> None:
@@ -95,19 +105,25 @@ def test_a_ticket_ends_with_its_users_logins_between_two_bundles(
             bobs = his.attach_next(bob.bundle("UPLOAD"))
             change(database)
             failed = [channel.answer(), channel.answer()]
-            assert {(answer.type, answer.attachment, answer.code) for answer in failed} == {
-                (FrameType.FAIL, putting, revoked),
-                (FrameType.FAIL, getting, revoked),
+            assert {(answer.type, answer.attachment) for answer in failed} == {
+                (FrameType.FAIL, putting),
+                (FrameType.FAIL, getting),
             }
-            assert channel.put_many(putting, [Small("alice/b", b"b"), Small("../c", b"c")]) == [revoked] * 2
-            assert channel.get_many(getting, ["alice/a", "alice/b"]) == [revoked] * 2
+            # Denied where the server looked in between, when she was disabled or gone for a moment.
+            codes = {answer.code for answer in failed}
+            assert codes in ({revoked}, {ErrorCode.DENIED})
+            assert set(channel.put_many(putting, [Small("alice/b", b"b"), Small("../c", b"c")])) == codes
+            assert set(channel.get_many(getting, ["alice/a", "alice/b"])) == codes
+            await_true(lambda: is_back(server))
             channel.attach(ticket, 1)
             assert channel.answer().code is revoked
             assert his.put_many(bobs, [Small("bob/b", b"b")]) == [COMMITTED]
         with log_in(server) as again:
             assert again.names("alice") == ["alice/a"]
             assert channel.put_many(channel.attach_next(again.bundle("UPLOAD")), [Small("alice/b", b"")]) == [COMMITTED]
-    assert {row["what"] for row in rows() if row["outcome"] == "TicketRevoked"} == {"PUT", "GET", "ATTACH"}
+    refusals = [row["what"] for row in rows() if row["outcome"] in ("TicketRevoked", "Denied")]
+    assert refusals.count("PUT") == refusals.count("GET") == 1
+    assert "ATTACH" in refusals
 
 
 @pytest.mark.parametrize("change", HARMLESS.values(), ids=HARMLESS)
@@ -149,20 +165,28 @@ def test_a_grant_that_is_taken_away_ends_what_is_done_by_it_alone(
         assert channel.get_many(getting, ["shared/x", "alice/a"]) == [ErrorCode.DENIED, b"a"]
 
 
+def fill_home(server: RunningServer, alice: RawControl, names: list[str]) -> dict[str, bytes]:
+    """Files of hers, more than any socket holds."""
+    data = {name: os.urandom(FILE_BYTES) for name in names}
+    with RawChannel(server.data_address) as channel:
+        putting = channel.attach_next(alice.bundle("UPLOAD"))
+        for start in range(0, len(names), 10):
+            files = [Small(name, data[name]) for name in names[start : start + 10]]
+            assert channel.put_many(putting, files) == [COMMITTED] * 10
+    await_true(lambda: server.channel_count == 0)
+    return data
+
+
 @pytest.mark.parametrize("ending", ["password", "disabled"])
 def test_it_ends_in_the_middle_of_an_answer(server: RunningServer, database: AccountDatabase, ending: str) -> None:
     names = [f"alice/{number}" for number in range(100)]
-    data = {name: os.urandom(FILE_BYTES) for name in names}
+    found: list[FetchedFile] = []
     with log_in(server) as alice:
-        with RawChannel(server.data_address) as channel:
-            putting = channel.attach_next(alice.bundle("UPLOAD"))
-            for start in range(0, 100, 10):
-                files = [Small(name, data[name]) for name in names[start : start + 10]]
-                assert channel.put_many(putting, files) == [COMMITTED] * 10
+        data = fill_home(server, alice, names)
         with RawChannel(server.data_address, receive_buffer=4096) as slow:
             getting = slow.attach_next(alice.bundle("DOWNLOAD"))
             slow.start_get_many(getting, names, 100 * FILE_BYTES)
-            slow.sock.recv(1)  # it is served; nobody takes more
+            slow.sock.recv(1, socket.MSG_PEEK)  # it is served; nobody takes more
             if ending == "password":
                 database.set_password("alice", None)
             else:
@@ -170,14 +194,31 @@ def test_it_ends_in_the_middle_of_an_answer(server: RunningServer, database: Acc
             accounts = server.foundation.accounts
             assert accounts is not None
             await_true(lambda: accounts.revision > 0)
-            slow._ahead += b"\x88"  # the byte above
-            files_there = slow.all_files()
+            with suppress(ClosedError):  # where this machine is too busy to read on within a second
+                while len(found) < 100:
+                    answer = slow.answer()
+                    found += decode_fetched(answer.body) if answer.type is FrameType.FILES else ()
     code = ErrorCode.TICKET_REVOKED if ending == "password" else ErrorCode.DENIED
-    assert len(files_there) == 100
-    sent = [file for file in files_there if not file.status]
+    sent = [file for file in found if not file.status]
     assert [bytes(file.data) for file in sent] == [data[name] for name in names[: len(sent)]]
     assert len(sent) < 100
-    assert {file.status for file in files_there[len(sent) :]} == {code.number}
+    assert {file.status for file in found[len(sent) :]} <= {code.number}
+
+
+def test_who_takes_nothing_of_an_answer_is_cut(server: RunningServer, database: AccountDatabase) -> None:
+    names = [f"alice/{number}" for number in range(100)]
+    with log_in(server) as alice:
+        fill_home(server, alice, names)
+        with RawChannel(server.data_address, receive_buffer=4096) as deaf:
+            getting = deaf.attach_next(alice.bundle("DOWNLOAD"))
+            for serial in range(4):
+                deaf.start_get_many(getting, names, 100 * FILE_BYTES, serial)
+            deaf.sock.recv(1)  # it is served
+            time.sleep(0.5)  # until nothing moves any more
+            assert server.channel_count == 1
+            database.set_disabled("alice", True)
+            await_true(lambda: server.channel_count == 0, within_seconds=20.0, what="the cut")
+    assert "[CHANNEL] Cut" in server.log.getvalue()
 
 
 def test_whoever_may_do_nothing_gets_no_ticket(server: RunningServer) -> None:

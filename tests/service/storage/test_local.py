@@ -34,6 +34,7 @@ from twinport_service.storage.tree import Tree
 from .conftest import (
     OpenLocal,
     Outcomes,
+    commit_bundle,
     commit_small,
     commit_staged,
     get,
@@ -879,3 +880,24 @@ def test_what_is_no_file_is_not_read_and_does_not_block(shm_path: Path, open_loc
                 storage.read_small(parse_name(name), 100)
             assert caught.value.code in (ErrorCode.DENIED, ErrorCode.FILE_NOT_FOUND)
         assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_bundles_beyond_the_bounds_wait_for_their_turn_and_all_come_through(
+    shm_path: Path, open_local: OpenLocal
+) -> None:
+    storage = open_local(shm_path / "root", limits=Limits(small_files=4, small_bytes=1000))
+    told: list[Published | Refusal] = []
+
+    def send(part: int) -> None:
+        for turn in range(5):
+            files = [(make_spec(f"{part}/{turn}/{number}", 100), b"%0100d" % number) for number in range(50)]
+            told.extend(commit_bundle(storage, files))
+
+    threads = [threading.Thread(target=send, args=(part,)) for part in range(4)]
+    for thread in threads:
+        thread.start()
+    put(storage, "single", b"x" * 999)
+    for thread in threads:
+        thread.join()
+    assert sum(isinstance(outcome, Published) for outcome in told) == 1000
+    assert len(list_all(storage)) == 1001
