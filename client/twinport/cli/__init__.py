@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -15,11 +16,7 @@ from twinport_protocol.version import VERSION
 
 from twinport.errors import InterruptError, TwinportError
 
-from .account import login, logout, quota, whoami
-from .bench import bench
 from .context import INTERRUPTED, Settings, settings_from, shared_options
-from .names import ls, mkdir, mv, rm, stat, verify
-from .transfers import get, put
 
 
 def _print_version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
@@ -28,7 +25,33 @@ def _print_version(context: click.Context, _: click.Parameter, wanted: bool) -> 
         context.exit()
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+_HOMES = {
+    **dict.fromkeys(("put", "get"), "transfers"),
+    **dict.fromkeys(("ls", "stat", "rm", "mv", "mkdir", "verify"), "names"),
+    **dict.fromkeys(("login", "logout", "whoami", "quota"), "account"),
+    "bench": "bench",
+}
+"""The module of each command."""
+
+
+class _LazyGroup(click.Group):
+    """Loads the module of the command that is asked for, and no other: that of all of them takes as long as a small
+    file."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All commands, by name."""
+        return sorted(_HOMES)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command, None for what is none."""
+        home = _HOMES.get(cmd_name)
+        if home is None:
+            return None
+        command = getattr(importlib.import_module(f".{home}", __name__), cmd_name)
+        return command if isinstance(command, click.Command) else None
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @shared_options
 @click.option(
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Print the version."
@@ -45,10 +68,6 @@ def cli(context: click.Context, /, **given: Any) -> None:
       twinport --host files.example.org put -r photos --to backup
     """
     context.obj = settings_from(Settings(), given)
-
-
-for _command in (put, get, ls, stat, rm, mv, mkdir, verify, login, logout, whoami, quota, bench):
-    cli.add_command(_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
