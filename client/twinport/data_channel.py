@@ -176,7 +176,8 @@ class DataChannel:
         raise NetworkError(f"no data connection to {where}: {trouble and (trouble.strerror or trouble)}")
 
     def _loop(self, stream: Stream) -> None:
-        self.lane.sends_files = stream.takes_files
+        # On one machine the other end would copy from a file's cold pages what it copies from ours while they are hot.
+        self.lane.sends_files = stream.takes_files and not stream.look().is_local
         poll = select.poll()
         number = stream.fileno()
         poll.register(self._waker.fileno(), select.POLLIN)

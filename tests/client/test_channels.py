@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from twinport import client as client_module
+from twinport import congestion
 from twinport.channel_count import ChannelCount
 from twinport.client import Client
 from twinport_protocol.segments import MIN_SEGMENT_BYTES
@@ -115,6 +116,8 @@ def test_a_file_that_changes_between_hashing_and_sending_is_sent_as_it_is_then(
 ) -> None:
     """Its bytes go from the page cache, after they were hashed: whoever gets in between is noticed by the digest."""
     path = make_file("file", LARGE)
+    # As if the server were on another machine: on this one nothing goes straight from its file.
+    monkeypatch.setattr(congestion, "is_local", lambda connection: False)
     send, changed = os.sendfile, threading.Event()
 
     def change_first(out: int, source: int, offset: int, count: int) -> int:
