@@ -226,6 +226,7 @@ def test_a_token_logs_a_machine_in_until_it_is_revoked(place: Place) -> None:
     assert "ci" in place.succeed("whoami", **environment)
     listed = place.manage("user", "token", "list", "ci")
     place.manage("user", "token", "revoke", "ci", listed.split()[0])
+    wait_for(lambda: place.run("whoami", **environment).returncode != 0)  # the server looks a few times a second
     refused = place.run("whoami", **environment)
     assert refused.returncode == 4
     assert "tried: the token" in refused.stderr
