@@ -14,6 +14,7 @@ from twinport.cli.bench import ProgressLine, parse_amount
 from twinport.errors import UsageError
 
 from tests.client.conftest import RunCommand
+from tests.client.screen import Screen
 from tests.client.servers import ServerProcess
 
 COMMAND = [sys.executable, "-c", "from twinport.cli import main; main()"]
@@ -135,21 +136,3 @@ def test_the_progress_line_is_drawn_at_each_step_and_taken_away(monkeypatch: pyt
     quiet = Screen()
     ProgressLine(True, quiet, lambda: now[0]).show("upload", 1)  # type: ignore[arg-type]
     assert quiet.text == ""
-
-
-class Screen:
-    """A terminal that remembers."""
-
-    def __init__(self) -> None:
-        self.text = ""
-
-    def write(self, text: str) -> int:
-        self.text += text
-        return len(text)
-
-    def flush(self) -> None:
-        """Nothing is held back."""
-
-    def isatty(self) -> bool:
-        """Yes."""
-        return True

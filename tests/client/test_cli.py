@@ -19,6 +19,7 @@ from twinport_protocol.segments import MIN_SEGMENT_BYTES
 
 from tests.client.conftest import Connect
 from tests.client.lying_server import LyingServer
+from tests.client.screen import Screen
 from tests.client.servers import Passage, Proxy, ServerProcess
 
 COMMAND = [sys.executable, "-c", "from twinport.cli import main; main()"]
@@ -281,24 +282,6 @@ def test_progress_is_drawn_on_a_terminal_only(shared_server: ServerProcess, tmp_
     assert process.wait(RUN_SECONDS) == 0
     assert b"\r" in drawn
     assert b"1 file sent" in drawn
-
-
-class Screen:
-    """A terminal that remembers."""
-
-    def __init__(self) -> None:
-        self.text = ""
-
-    def write(self, text: str) -> int:
-        self.text += text
-        return len(text)
-
-    def flush(self) -> None:
-        """Nothing is held back."""
-
-    def isatty(self) -> bool:
-        """Yes."""
-        return True
 
 
 def test_the_progress_line_is_redrawn_seldom_and_taken_away(monkeypatch: pytest.MonkeyPatch) -> None:
