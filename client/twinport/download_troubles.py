@@ -28,12 +28,9 @@ class DownloadTroubles(EngineBase):
     """The queue of a download, its ends, and for every refusal and loss what is tried again."""
 
     def __init__(self, limits: Limits, policy: Policy, clock: Callable[[], float]) -> None:
-        super().__init__(policy, clock)
+        super().__init__(policy, clock, Bundles(limits, Verb.DOWNLOAD))
         self._small_bytes = min(policy.small_bytes, limits.credit)
         self._fresh: deque[DownloadJob] = deque()
-        self._fresh_small: deque[DownloadJob] = deque()
-        """Those whose size and root a listing told: they may go in bundles."""
-        self.bundles = Bundles(limits, Verb.DOWNLOAD)
         self._open: set[DownloadJob] = set()
         self._open_limit = min(policy.open_files, 2 * limits.window_commands)
         self._open_partials = 0
@@ -114,22 +111,6 @@ class DownloadTroubles(EngineBase):
                 break
             orders.append(Order(OrderKind.BUNDLED, self._opened(self._fresh_small), job.epoch))
         return orders
-
-    @property
-    def order_count(self) -> int:
-        """Orders ready for a channel; bundles count as soon as their ticket is asked for."""
-        return super().order_count + self._bundle_count
-
-    @property
-    def order_bytes(self) -> int:
-        """An estimate of the bytes behind them."""
-        return super().order_bytes + self._bundle_count * BUNDLE_BYTES
-
-    @property
-    def _bundle_count(self) -> int:
-        if not self.bundles.are_on or not self._may_open:
-            return 0
-        return -(-len(self._fresh_small) // self.bundles.size(len(self._fresh_small), self.spread))
 
     def not_bundled(self, used: BundlePass, order: Order, code: ErrorCode) -> None:
         """The server does not send a file in a bundle: ask for it by itself, and learn why."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from twinport_protocol.segments import MIN_SEGMENT_BYTES
 
+from .bundles import BUNDLE_BYTES, Bundles
 from .engine import Event, EventKind, Order, OrderKind, Policy, Request
 from .errors import TwinportError
 from .report import Failure, TransferReport
@@ -20,8 +21,11 @@ from .report import Failure, TransferReport
 class EngineBase(ABC):
     """The common half of an engine; the subclasses say what happens to a job. See :mod:`twinport.engine`."""
 
-    def __init__(self, policy: Policy, clock: Callable[[], float], draw: Callable[[], float] = random.random) -> None:
+    def __init__(
+        self, policy: Policy, clock: Callable[[], float], bundles: Bundles, draw: Callable[[], float] = random.random
+    ) -> None:
         self.policy = policy
+        self.bundles = bundles
         self.events: deque[Event] = deque()
         self.done_bytes = 0
         self.known_bytes = 0
@@ -34,6 +38,8 @@ class EngineBase(ABC):
         self._later: list[tuple[float, int, Callable[[], None]]] = []
         self._sequence = itertools.count()
         self.report = TransferReport()
+        self._fresh_small: deque[Any] = deque()
+        """Jobs that may go in bundles: for a download those whose size and root a listing told."""
         self._ready: deque[Any] = deque()
         self._ready_bytes = 0
         self._orders: deque[Order] = deque()
@@ -76,13 +82,24 @@ class EngineBase(ABC):
 
     @property
     def order_count(self) -> int:
-        """Orders ready for a channel."""
-        return len(self._ready) + len(self._orders)
+        """Orders ready for a channel; bundles count as soon as their ticket is asked for."""
+        return len(self._ready) + len(self._orders) + self._bundle_count
 
     @property
     def order_bytes(self) -> int:
         """An estimate of the bytes behind them."""
-        return self._ready_bytes + len(self._orders) * MIN_SEGMENT_BYTES
+        return self._ready_bytes + len(self._orders) * MIN_SEGMENT_BYTES + self._bundle_count * BUNDLE_BYTES
+
+    @property
+    def _bundle_count(self) -> int:
+        if not self.bundles.are_on or not self._may_open:
+            return 0
+        return -(-len(self._fresh_small) // self.bundles.size(len(self._fresh_small), self.spread))
+
+    @property
+    @abstractmethod
+    def _may_open(self) -> bool:
+        """Whether one more file may be under way."""
 
     def _make_ready(self, job: Any) -> None:
         self._ready.append(job)

@@ -30,13 +30,12 @@ class UploadQueue(EngineBase):
         find: Callable[[SourceFile], SourceFile],
         options: dict[str, str] | None = None,
     ) -> None:
-        super().__init__(policy, clock)
+        super().__init__(policy, clock, Bundles(limits, Verb.UPLOAD))
         self._limits = limits
         self._new_id = new_id
         self._find = find
         self._options = dict(options or {})
         self._small_bytes = min(policy.small_bytes, limits.piece, limits.credit)
-        self._fresh: deque[UploadJob] = deque()
         self._fresh_large: deque[UploadJob] = deque()
         self._directories: deque[str] = deque()
         self._making: set[str] = set()
@@ -46,7 +45,6 @@ class UploadQueue(EngineBase):
         self._open_large = 0
         self._open_bytes = 0
         self._open_limit = policy.open_files
-        self.bundles = Bundles(limits, Verb.UPLOAD)
         self.if_absent = self._options.get("if-absent") == "1"
 
     @property
@@ -55,7 +53,7 @@ class UploadQueue(EngineBase):
         return (
             self.input_closed
             and not self._open
-            and not self._fresh
+            and not self._fresh_small
             and not self._fresh_large
             and not self._directories
             and not self._making
@@ -66,7 +64,7 @@ class UploadQueue(EngineBase):
     @property
     def has_room(self) -> bool:
         """Whether more may be added."""
-        return len(self._fresh) + len(self._fresh_large) + len(self._directories) < self.policy.backlog
+        return len(self._fresh_small) + len(self._fresh_large) + len(self._directories) < self.policy.backlog
 
     def add(self, source: SourceFile) -> None:
         """One more file to send."""
@@ -76,7 +74,7 @@ class UploadQueue(EngineBase):
             self._record_failure(source.name, error)
             return
         job = UploadJob(source, self._new_id())
-        (self._fresh_large if job.is_large else self._fresh).append(job)
+        (self._fresh_large if job.is_large else self._fresh_small).append(job)
 
     def add_kept(self, source: SourceFile) -> None:
         """A file that needs no sending: the server has it."""
@@ -95,12 +93,12 @@ class UploadQueue(EngineBase):
     @property
     def has_requests(self) -> bool:
         """Whether there may be commands to send."""
-        return bool(self._again or self._fresh or self._fresh_large or self._directories)
+        return bool(self._again or self._fresh_small or self._fresh_large or self._directories)
 
     def next_requests(self, room: int) -> list[Request]:
         """At most ``room`` commands to send now."""
         requests: list[Request] = []
-        if (self._fresh or not self.input_closed) and (asked := self.bundles.next_request()) is not None:
+        if (self._fresh_small or not self.input_closed) and (asked := self.bundles.next_request()) is not None:
             requests.append(asked)
         while len(requests) < room:
             if self._again:
@@ -124,15 +122,15 @@ class UploadQueue(EngineBase):
         """The next file that is asked for by a command of its own."""
         if self._fresh_large and self._open_large < self.policy.open_large and self._may_open:
             return self._opened(self._fresh_large.popleft())
-        if self._fresh and not (self.bundles.are_on and self._fits_bundle(self._fresh[0])):
+        if self._fresh_small and not (self.bundles.are_on and self._fits_bundle(self._fresh_small[0])):
             return self._next_small()
         return None
 
     def _next_small(self) -> UploadJob | None:
         if self._may_open and (
-            not self._open_bytes or self._open_bytes + self._fresh[0].source.size <= self.policy.open_bytes
+            not self._open_bytes or self._open_bytes + self._fresh_small[0].source.size <= self.policy.open_bytes
         ):
-            return self._opened(self._fresh.popleft())
+            return self._opened(self._fresh_small.popleft())
         return None
 
     @property
@@ -161,30 +159,14 @@ class UploadQueue(EngineBase):
         orders: list[Order] = []
         if self.bundles.current is None or self._bundles_rest():
             return orders
-        left, most_files = min(most_bytes, BUNDLE_BYTES), self.bundles.size(len(self._fresh), self.spread)
-        while self._fresh and len(orders) < most_files:
-            job = self._fresh[0]
+        left, most_files = min(most_bytes, BUNDLE_BYTES), self.bundles.size(len(self._fresh_small), self.spread)
+        while self._fresh_small and len(orders) < most_files:
+            job = self._fresh_small[0]
             left -= _record_bytes(job)
             if left < 0 or not self._fits_bundle(job) or self._next_small() is None:
                 break
             orders.append(Order(OrderKind.BUNDLED, job, job.epoch))
         return orders
-
-    @property
-    def order_count(self) -> int:
-        """Orders ready for a channel; bundles count as soon as their ticket is asked for."""
-        return super().order_count + self._bundle_count
-
-    @property
-    def order_bytes(self) -> int:
-        """An estimate of the bytes behind them."""
-        return super().order_bytes + self._bundle_count * BUNDLE_BYTES
-
-    @property
-    def _bundle_count(self) -> int:
-        if not self.bundles.are_on or not self._may_open:
-            return 0
-        return -(-len(self._fresh) // self.bundles.size(len(self._fresh), self.spread))
 
     @staticmethod
     def _look_for(job: UploadJob) -> Request:

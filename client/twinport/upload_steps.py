@@ -106,9 +106,9 @@ class UploadSteps(UploadQueue):
 
     def fail_all(self, error: TwinportError) -> None:
         """Give up everything that is not done."""
-        for job in [*self._open, *self._fresh, *self._fresh_large]:
+        for job in [*self._open, *self._fresh_small, *self._fresh_large]:
             self._fail(job, error)
-        self._fresh.clear()
+        self._fresh_small.clear()
         self._fresh_large.clear()
         self._directories.clear()
         self._again.clear()

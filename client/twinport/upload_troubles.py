@@ -83,7 +83,7 @@ class UploadTroubles(UploadSteps):
             # The server holds as many open uploads as it wants: ask for fewer at once, and this one later.
             self._close(job)
             self._open_limit = max(1, min(self._open_limit, len(self._open) + 1) // 2)
-            (self._fresh_large if job.is_large else self._fresh).appendleft(job)
+            (self._fresh_large if job.is_large else self._fresh_small).appendleft(job)
             if not self._paused:
                 self._paused = True
                 self._after(self._wait_seconds(job.troubles, retry_seconds), self._go_on)
@@ -165,7 +165,7 @@ class UploadTroubles(UploadSteps):
         self.known_bytes += source.size - job.source.size
         self._forget_progress(job)
         job.begin(source, self._new_id())
-        (self._fresh_large if job.is_large else self._fresh).appendleft(job)
+        (self._fresh_large if job.is_large else self._fresh_small).appendleft(job)
 
     def source_failed(self, order: Order, error: TwinportError) -> None:
         """The file cannot be read."""

@@ -523,7 +523,7 @@ def test_a_hundred_thousand_files_pass_through_an_engine_that_stays_small() -> N
             added += 1
         if added == 100_000:
             engine.close_input()
-        most = max(most, len(engine._fresh) + len(engine._open))
+        most = max(most, len(engine._fresh_small) + len(engine._open))
         for request in engine.next_requests(1000):
             assert request.verb is Verb.BUNDLE
             engine.take_replies([(request, Reply(1, ReplyKind.OK, options={"ticket": "AAAA"}))])
@@ -531,7 +531,7 @@ def test_a_hundred_thousand_files_pass_through_an_engine_that_stays_small() -> N
         while orders := engine.take_bundle(MEBI):
             assert len(orders) <= BUNDLE_FILES
             flight.append(orders)
-        most = max(most, len(engine._fresh) + len(engine._open))
+        most = max(most, len(engine._fresh_small) + len(engine._open))
         used = engine.bundles.current
         assert used is not None
         for orders in flight:
