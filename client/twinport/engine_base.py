@@ -39,7 +39,7 @@ class EngineBase(ABC):
         self._sequence = itertools.count()
         self.report = TransferReport()
         self._fresh_small: deque[Any] = deque()
-        """Jobs that may go in bundles: for a download those whose size and root a listing told."""
+        """Small jobs, not begun: they may go in bundles. Of a download those whose size and root a listing told."""
         self._ready: deque[Any] = deque()
         self._ready_bytes = 0
         self._orders: deque[Order] = deque()
