@@ -258,7 +258,7 @@ class DataChannel:
 
     def _poll_now(self, poll: select.poll, number: int) -> bool:
         """Whether there is something to read already."""
-        return any(found == number for found, _ in poll.poll(0))
+        return any(found == number and events & ~select.POLLOUT for found, events in poll.poll(0))
 
     def _queue(self, buffers: list[Buffer]) -> None:
         """Many small buffers become one; large ones stay where they are."""

@@ -19,11 +19,13 @@ from collections import deque
 from typing import Protocol
 
 from .addresses import Address
-from .congestion import LineFacts, look_at, suit
+from .congestion import LineFacts, is_local, look_at, suit
 
 CONNECT_SECONDS = 10.0
 SILENT_SECONDS = 15.0
 """A connection that owes an answer for so long is given up."""
+UNSENT_BYTES = 64 * 1024
+"""What the kernel takes beyond what it can send at once, to a server on this machine."""
 MAX_BUFFERS = 512
 _MORE = getattr(socket, "MSG_MORE", 0)
 _NO_SENDFILE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -235,6 +237,9 @@ def connect_channel(address: Address, certificate: bytes | None, seconds: float)
 def tune(connection: socket.socket, silent_seconds: float) -> None:
     """The kernel gives up a dead peer by itself; congestion control as the line wants it."""
     suit(connection)
+    if is_local(connection) and hasattr(socket, "TCP_NOTSENT_LOWAT"):
+        # What waits in the kernel is sent in the server's time there, whenever that has made room.
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if hasattr(socket, "TCP_USER_TIMEOUT"):
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(silent_seconds * 1000))

@@ -156,6 +156,8 @@ class Transfer:
                 add(item)
             if not more:
                 self._engine.close_input()
+            # A ticket that came before the files did makes them orders at once: no reply is going to announce them.
+            self._news = self._news or self._engine.order_count > 0
         self._session.link.wake()
         return more
 

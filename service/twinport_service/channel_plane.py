@@ -23,8 +23,9 @@ from .channel_audit import ChannelAudit
 from .channel_rights import ChannelRights
 from .channel_session import ChannelSession
 from .channel_times import ChannelTimes
-from .channel_transport import ChannelTransport, PlainTransport, TlsTransport
+from .channel_transport import ChannelTransport, TlsTransport, plain_transport
 from .channel_worker import ChannelWorker
+from .congestion import is_local
 from .limits import Admission, Crowd, CrowdBounds
 from .log import get_log
 from .paced_transport import PacedTransport
@@ -32,6 +33,8 @@ from .rationed_log import RationedLog
 from .uploads import UploadDesk
 
 SEND_BUFFER_BYTES = 1024 * 1024
+_LOCAL_UNSENT_BYTES = 64 * 1024
+"""What the kernel takes beyond what it can send at once, to a client on this machine."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ class ChannelPlane:
 
         Where too many have not attached, the oldest of those gives way: it has had the most time to prove itself.
         """
-        return self._accept(sock, peer, lambda: PlainTransport(sock), None) is not None
+        return self._accept(sock, peer, lambda: plain_transport(sock, self._pool), None) is not None
 
     def accept_tls(
         self, sock: socket.socket, peer: object, context: ssl.SSLContext, on_ready: Callable[[], None]
@@ -115,6 +118,9 @@ class ChannelPlane:
             transport: ChannelTransport | None = None
             try:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                if is_local(sock):
+                    # What waits in the kernel is sent in the client's time there, whenever that has made room.
+                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _LOCAL_UNSENT_BYTES)
                 transport = make_transport()
                 on_user: Callable[[str], None] = admission.prove
                 if self._bandwidth.is_bounded:

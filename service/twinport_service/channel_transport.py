@@ -13,11 +13,12 @@ import ssl
 from collections.abc import Callable
 from typing import Protocol
 
-from twinport_protocol.errors import ErrorCode, Refusal
 from twinport_protocol.sniff import ALPN_CHANNEL
 
 from .buffers import BufferPool
 from .channel_session import Payload
+from .congestion import is_local
+from .payload_stage import PayloadStage, check_not_short
 
 
 class ChannelTransport(Protocol):
@@ -72,18 +73,10 @@ class ChannelTransport(Protocol):
         """Close it."""
 
 
-def check_not_short(count: int) -> int:
-    """``count``, unless it is 0: the header has promised these bytes; the only honest end is the connection's."""
-    if count == 0:
-        raise Refusal(ErrorCode.CORRUPT, "the stored file is shorter than it was")
-    return count
-
-
 class PlainTransport:
     """A plain socket: payloads go from the reader to the socket without a copy."""
 
     secure = False
-    borrows = False
     receive_events = select.POLLIN
     send_events = select.POLLOUT
 
@@ -91,13 +84,17 @@ class PlainTransport:
         self._sock = sock
         self.fileno = sock.fileno
         self.receive_into: Callable[[bytearray | memoryview], int] = sock.recv_into
-        self.close = sock.close
 
     def shake_hands(self) -> None:
         """Nothing to do."""
 
     def pending(self) -> bool:
         """Polling shows all there is."""
+        return False
+
+    @property
+    def borrows(self) -> bool:
+        """It borrows nothing."""
         return False
 
     def send(self, data: bytearray | memoryview, more: bool) -> int:
@@ -124,6 +121,42 @@ class PlainTransport:
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
 
+    def close(self) -> None:
+        """Close it."""
+        self._sock.close()
+
+
+class LocalTransport(PlainTransport):
+    """A plain socket to a peer on this machine, through a buffer. What ``sendfile`` hands over the peer has to copy
+    from single pages that its core has not seen, and it is the busier of the two: there a copy here costs less."""
+
+    def __init__(self, sock: socket.socket, pool: BufferPool) -> None:
+        super().__init__(sock)
+        self._stage = PayloadStage(pool, sock.send)
+
+    def send_payload(self, payload: Payload) -> int:
+        """See the contract."""
+        return self._stage.send(payload)
+
+    @property
+    def borrows(self) -> bool:
+        """Whether the buffer is there and empty."""
+        return self._stage.borrows
+
+    def rest(self) -> None:
+        """Give the buffer back if it is empty."""
+        self._stage.rest()
+
+    def close(self) -> None:
+        """Close, and give back what was borrowed."""
+        self._stage.close()
+        super().close()
+
+
+def plain_transport(sock: socket.socket, pool: BufferPool) -> PlainTransport:
+    """What suits an accepted plain socket. ``OSError`` when it is gone already."""
+    return LocalTransport(sock, pool) if is_local(sock) else PlainTransport(sock)
+
 
 class TlsTransport:
     """TLS on an accepted socket. Payloads are read into a borrowed buffer and sent from there."""
@@ -133,9 +166,7 @@ class TlsTransport:
     def __init__(self, sock: socket.socket, context: ssl.SSLContext, pool: BufferPool) -> None:
         """Takes the socket over; ``OSError`` (and the socket closed) when it is gone already."""
         self._sock = context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
-        self._pool = pool
-        self._staged: bytearray | None = None
-        self._staged_at = self._staged_end = 0
+        self._stage = PayloadStage(pool, self._write)
         self._ended = self._said_end = False
         self.receive_events = select.POLLIN
         self.send_events = select.POLLOUT
@@ -201,16 +232,7 @@ class TlsTransport:
 
     def send_payload(self, payload: Payload) -> int:
         """See the contract. After ``BlockingIOError`` the very bytes that were refused are offered again."""
-        if self._staged is None:
-            self._staged = self._pool.take()
-        with memoryview(self._staged) as whole:
-            if self._staged_at == self._staged_end:
-                wanted = min(payload.remaining, len(whole))
-                self._staged_at = 0
-                self._staged_end = check_not_short(payload.reader.read_into(payload.offset, whole[:wanted]))
-            count = self._write(whole[self._staged_at : self._staged_end])
-        self._staged_at += count
-        return count
+        return self._stage.send(payload)
 
     def hold_seconds(self) -> float:
         """It moves what can be moved."""
@@ -227,13 +249,11 @@ class TlsTransport:
     @property
     def borrows(self) -> bool:
         """Whether the buffer is there and empty."""
-        return self._staged is not None and self._staged_at == self._staged_end
+        return self._stage.borrows
 
     def rest(self) -> None:
         """Give the buffer back if it is empty."""
-        if self._staged is not None and self.borrows:
-            self._pool.give(self._staged)
-            self._staged = None
+        self._stage.rest()
 
     def abort(self) -> None:
         """Shut the socket down beneath TLS: its own ``shutdown`` would drop the state that the owner is using."""
@@ -242,7 +262,5 @@ class TlsTransport:
 
     def close(self) -> None:
         """Close, and give back what was borrowed."""
-        if self._staged is not None:
-            self._pool.give(self._staged)
-            self._staged = None
+        self._stage.close()
         self._sock.close()

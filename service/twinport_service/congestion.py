@@ -24,14 +24,15 @@ def suit(sock: socket.socket) -> None:
     """Choose the congestion control of a connected socket by its line; where that cannot be, nothing. Never raises."""
     with suppress(OSError):
         now = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, _NAME_BYTES).rstrip(b"\0")
-        if _is_local(sock):
+        if is_local(sock):
             if now == PACED:
                 _try(sock, UNPACED)
         elif now != PACED and _rtt_seconds(sock) > LONG_RTT_SECONDS:
             _try(sock, (PACED,))
 
 
-def _is_local(sock: socket.socket) -> bool:
+def is_local(sock: socket.socket) -> bool:
+    """Whether both ends of a connected socket are on this machine. ``OSError`` when it is gone."""
     if sock.family not in (socket.AF_INET, socket.AF_INET6):
         return True
     here, there = str(sock.getsockname()[0]), str(sock.getpeername()[0])

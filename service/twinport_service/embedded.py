@@ -57,7 +57,6 @@ def open_foundation(settings: Settings) -> Foundation:
             floor_bytes = settings.min_free_bytes if settings.min_free_bytes >= 0 else _default_floor(root)
             floor_files = settings.min_free_files if settings.min_free_files >= 0 else _default_files_floor(root)
             audit = AuditLog(own / "audit", max_bytes=settings.audit_max_bytes, keep=settings.audit_keep)
-            accounts.record_changes(audit)
             stack.pop_all()
     except (StorageError, LedgerUnknown, IdentityError, CertificateError, AccountsUnusable) as error:
         raise FoundationError(str(error)) from None

@@ -30,6 +30,16 @@ class Foundation:
     audit: AuditLog | None = None
     """Where it is written down who did what."""
 
+    def begin_recording(self) -> None:
+        """From now on the audit log is told what is changed about accounts: behind the line of a server's start."""
+        if self.accounts is not None and self.audit is not None:
+            self.accounts.record_changes(self.audit)
+
+    def end_recording(self) -> None:
+        """The last changes, before the line of a server's end."""
+        if self.accounts is not None:
+            self.accounts.close()
+
     def close(self) -> None:
         """Close all of it. Blocks for what is under way."""
         self.storage.close()

@@ -298,6 +298,7 @@ class Server:
     def _record_start(self) -> None:
         self._record(AuditEntry(AuditEvent.START))
         self._record(AuditEntry(AuditEvent.EXPOSURE, what=self._exposure.describe(self._settings.host)))
+        self._foundation.begin_recording()
 
     # stop ------------------------------------------------------------------------------------------------------------
 
@@ -375,6 +376,7 @@ class Server:
         self._hasher.shutdown(wait=True)
         if self._authenticator is not None:
             self._authenticator.close()
+        self._foundation.end_recording()
         self._record(AuditEntry(AuditEvent.STOP))
         self._foundation.close()
 

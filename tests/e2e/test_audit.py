@@ -74,9 +74,9 @@ def test_who_did_what(daemon: Daemon, shm_path: Path) -> None:
     daemon.end(signal.SIGTERM)
     rows = audit(daemon.root)
     events = [row["event"] for row in rows]
-    assert events[:2] == ["start", "exposure"]
+    assert events[:2] == ["start", "exposure"], rows
     assert "login=required" in rows[1]["what"]
-    assert events[-1] == "stop"
+    assert events[-1] == "stop", rows
     logins = [(row["event"], row["user"], row["outcome"]) for row in rows if row["event"] in ("login", "lock")]
     assert logins == [
         ("login", "alice", "ok"),
@@ -110,6 +110,16 @@ def test_who_did_what(daemon: Daemon, shm_path: Path) -> None:
     assert [row["event"] for row in audit(daemon.root, "--file", "alice/new/*")] == ["move"]
     shown = manage(daemon.root, "audit", "--user", "alice", "--event", "move")
     assert shown.rstrip().endswith("alice/source/large  -> alice/new/large")
+
+
+def test_what_is_changed_at_the_last_moment_stands_before_the_end(daemon: Daemon) -> None:
+    manage(daemon.root, "user", "disable", "alice")
+    daemon.end(signal.SIGTERM)
+    lines = (daemon.root / ".twinport/audit/audit.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert [row["event"] for row in rows[:2]] == ["start", "exposure"]
+    assert [row["what"] for row in rows if row["event"] == "account"][-1] == "disable"
+    assert rows[-1]["event"] == "stop"
 
 
 def test_a_stream_of_small_files_is_there_line_by_line(shm_path: Path) -> None:

@@ -53,7 +53,7 @@ def test_a_long_line_is_paced(monkeypatch: pytest.MonkeyPatch, rtt_seconds: floa
     server, client = asyncio.run(_accept(suits_lines=False))
     with server, client:
         server.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
-        monkeypatch.setattr(congestion, "_is_local", lambda sock: False)
+        monkeypatch.setattr(congestion, "is_local", lambda sock: False)
         monkeypatch.setattr(congestion, "_rtt_seconds", lambda sock: rtt_seconds)
         suit(server)
         assert algorithm_of(server) == expected

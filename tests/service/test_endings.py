@@ -326,6 +326,7 @@ def test_abort_in_mid_put_ends_the_upload_and_leaves_nothing(
     data = os.urandom(size)
     upload = control.upload("x", size, upload_id())
     channel.attach(upload.ticket)
+    assert channel.have() == []  # it is attached before the other connection says anything
     channel.frame(FrameType.PUT, 1, 0, 0, 500, 0, data[:100])  # a part of it
     abort = {"generation": "1"}
     assert control.ask(Verb.ABORT, upload.upload_id.hex(), options=abort).kind is ReplyKind.DONE

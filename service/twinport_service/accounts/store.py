@@ -69,11 +69,13 @@ class AccountStore:
         while not self._ended.wait(self._watch_seconds):
             self.refresh()
             if self._is_unsettled and self._desk is not None:
-                self._is_unsettled = False
-                self._is_unsettled |= not self._settle(self._desk)
+                self._is_unsettled = False  # before: what is changed meanwhile makes it true again
+                if not self._settle(self._desk):
+                    self._is_unsettled = True
 
     def record_changes(self, audit: AuditLog) -> None:
-        """From now on put into ``audit`` what is changed about accounts, and what was while nobody did."""
+        """From now on and until :meth:`close` put into ``audit`` what is changed about accounts, and what was while
+        nobody did."""
         self._desk = ChangeDesk(audit)
 
     def _settle(self, desk: ChangeDesk) -> bool:
@@ -129,9 +131,14 @@ class AccountStore:
             self._desk.note_replaced()
 
     def close(self) -> None:
-        """Stop watching and release the database; harmless when repeated. Look-ups answer as before."""
+        """Stop watching, record what was changed last, and release the database; harmless when repeated. Look-ups
+        answer as before."""
+        if self._ended.is_set():
+            return
         self._ended.set()
         self._watcher.join()
+        if self._desk is not None:
+            self._settle(self._desk)
         with self._lock:
             self._database.close()
 

@@ -277,6 +277,7 @@ def test_the_commands_are_shown_with_and_without_a_server(root: Path, ssh_keys: 
     ]
     assert {row["author"] for row in before} == {this_person()}
     with closing(open_foundation(settings_for(root))) as foundation:
+        foundation.begin_recording()
         run(root, "disable", "alice")
         with closing(AccountDatabase(root / ".twinport" / "accounts.db")) as database:
             await_true(lambda: not database.pending_changes())
