@@ -57,7 +57,7 @@ class Case:
 CASES: tuple[Case, ...] = (
     Case(
         "large",
-        "One file of 1 GiB on tmpfs",
+        "One file of 2 GiB on tmpfs",
         (
             "limit",
             "twinport",
@@ -71,7 +71,7 @@ CASES: tuple[Case, ...] = (
             "vsftpd-tls",
         ),
         rounds=5,
-        file_bytes=GIB,
+        file_bytes=2 * GIB,
         slow=("vsftpd-tls",),
     ),
     Case(

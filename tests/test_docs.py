@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -108,6 +109,11 @@ def test_the_readme_shows_the_real_help() -> None:
     assert {words[0] for words, _ in excerpts} == {"twinport", "twinportd"}
     for words, shown in excerpts:
         assert shown.strip() == run_help(*words).strip(), f"{' '.join(words)} --help prints something else"
+
+
+def test_the_reference_has_every_command_with_its_real_help() -> None:
+    script = runpy.run_path(str(PROJECT / "scripts" / "cli_reference.py"))
+    assert script["page"]() == read("docs/cli.md"), "run scripts/cli_reference.py"
 
 
 def test_the_verbs_in_the_readme_exist() -> None:

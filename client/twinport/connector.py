@@ -152,7 +152,8 @@ class Connector:
                 raise _LoginNeedsTlsError
             is_private = uses_tls or is_loopback(self.address.host)
             answer = opening.log_in(self._login, certificate, is_private=is_private)
-            identity = Identity(certificate, tls_version, user_in(answer), home_in(answer))
+            agent = opening.options.get("agent", "")
+            identity = Identity(certificate, tls_version, user_in(answer), home_in(answer), agent)
             channels = opening.channel_addresses()
             tune(connection, SILENT_SECONDS)
             stream = stream_of(connection)

@@ -36,6 +36,7 @@ from .session import Identity, Session
 if TYPE_CHECKING:
     from twinport_protocol.control import Limits
 
+    from .addresses import Address
     from .quota import Quota
 
 PAGE_ENTRIES = 5000
@@ -192,6 +193,11 @@ class RemoteNames:
     def identity(self) -> Identity:
         """Who this connection is logged in as, and the server's certificate."""
         return self._connected().identity
+
+    @property
+    def channel_addresses(self) -> tuple[Address, ...]:
+        """Where data connections may go: the data port first, then the control port, which takes them too."""
+        return self._connected().channel_addresses
 
     @property
     def limits(self) -> Limits:

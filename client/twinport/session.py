@@ -37,12 +37,14 @@ LEAST_ONE = ("window_commands", "window_bytes", "channels", "frames", "credit", 
 @dataclass(frozen=True)
 class Identity:
     """Who this session is and who the server is. ``certificate`` is a SHA-256, None without TLS; ``user`` None without
-    a login; ``home`` empty where the user has no folder of its own."""
+    a login; ``home`` empty where the user has no folder of its own; ``agent`` the server's program and version, in its
+    own words."""
 
     certificate: bytes | None = None
     tls_version: str | None = None
     user: str | None = None
     home: str = ""
+    agent: str = ""
 
 
 def user_in(options: Mapping[str, str]) -> str | None:

@@ -51,7 +51,7 @@ def test_a_user_measures_in_their_own_folder(place: Place) -> None:
     denied = place.run(*QUICK, "--to", "bob")
     assert denied.returncode == 8
     assert denied.stderr == (
-        "twinport: cannot measure in bob/: you may not write there; name a directory where you may with --to; "
+        "twinport: no test directory in bob/: you may not write there; name one where you may with --to; "
         "your folder is alice/\n"
     )
     (place.directory / "most").write_bytes(bytes(20_500_000))
@@ -69,7 +69,7 @@ def test_who_may_only_read_is_told_where_it_fails(place: Place) -> None:
     words = ["--host", f"alice@{place.daemon.host}", "--key", str(key), "--fingerprint", place.fingerprint()]
     denied = place.run(*words, *QUICK, "--to", "shared")
     assert denied.returncode == 8
-    assert "cannot measure in shared/: you may not write there" in denied.stderr
+    assert "no test directory in shared/: you may not write there" in denied.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

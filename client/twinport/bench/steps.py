@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from twinport.remote_scratch import RemoteScratch
+
 from .facts import Flow, RoundTrips, SmallFiles
 from .plan import (
     DEFAULT_BYTES,
@@ -23,7 +25,7 @@ from .plan import (
     split,
     time_for,
 )
-from .scratch import LocalScratch, RemoteScratch
+from .scratch import PREFIX, LocalScratch
 from .verdict import is_lossy
 from .watch import START_TRIPS, EnoughError, Watch
 
@@ -67,7 +69,7 @@ class Steps:
         self._local = LocalScratch(directory)
         self._channels = min(wish.channels, usual.limits.channels)
         home = usual.identity.home if wish.to is None else wish.to
-        self._remote = RemoteScratch(usual, home)
+        self._remote = RemoteScratch(usual, home, PREFIX)
         self._begun = clock()
         self._sent_bytes = 0
         self._fetched_bytes = 0

@@ -13,11 +13,11 @@ from twinport.addresses import Address
 from twinport.bench import steps as steps_of_it
 from twinport.bench.facts import Measurements
 from twinport.bench.measure import measure
-from twinport.bench.scratch import RemoteScratch
 from twinport.bench.steps import Wish
 from twinport.client import Client
 from twinport.engine import Policy
 from twinport.errors import InterruptError, NetworkError, SpaceError, UsageError
+from twinport.remote_scratch import RemoteScratch
 
 from tests.client.conftest import Connect
 from tests.client.servers import Passage, Proxy, Rule, ServerProcess
