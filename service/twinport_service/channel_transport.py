@@ -154,7 +154,7 @@ class LocalTransport(PlainTransport):
 
 
 def plain_transport(sock: socket.socket, pool: BufferPool) -> PlainTransport:
-    """What suits an accepted plain socket. ``OSError`` when it is gone already."""
+    """What suits an accepted plain socket."""
     return LocalTransport(sock, pool) if is_local(sock) else PlainTransport(sock)
 
 

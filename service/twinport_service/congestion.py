@@ -32,10 +32,13 @@ def suit(sock: socket.socket) -> None:
 
 
 def is_local(sock: socket.socket) -> bool:
-    """Whether both ends of a connected socket are on this machine. ``OSError`` when it is gone."""
+    """Whether both ends of a connected socket are on this machine; False for one whose peer is gone. Never raises."""
     if sock.family not in (socket.AF_INET, socket.AF_INET6):
         return True
-    here, there = str(sock.getsockname()[0]), str(sock.getpeername()[0])
+    try:
+        here, there = str(sock.getsockname()[0]), str(sock.getpeername()[0])
+    except OSError:
+        return False
     return here == there or there.startswith(("127.", "::ffff:127.")) or there == "::1"
 
 

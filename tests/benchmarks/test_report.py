@@ -40,7 +40,7 @@ def test_every_row_of_a_table_has_its_columns() -> None:
 def test_a_table_tells_time_rate_ratio_processor_and_memory() -> None:
     (row,) = [line for line in tabulate(make_record("large"))[:8] if line.startswith("| **twinport** ")]
     assert [cell.strip() for cell in row.split("|")[2:-1]] == [
-        "2.00 s", "512 MiB/s", "1.50 (1.00–2.00)", "", "1.00 + 2.00 s/GiB", "11 / 20 MiB",
+        "2.00 s", "1,024 MiB/s", "1.50 (1.00–2.00)", "", "0.50 + 1.00 s/GiB", "11 / 20 MiB",
     ]  # fmt: skip
 
 

@@ -29,6 +29,7 @@ _HOMES = {
     **dict.fromkeys(("put", "get"), "transfers"),
     **dict.fromkeys(("ls", "stat", "rm", "mv", "mkdir", "verify"), "names"),
     **dict.fromkeys(("login", "logout", "whoami", "quota"), "account"),
+    **dict.fromkeys(("du", "tree"), "trees"),
     **{name: name for name in ("bench", "completion", "doctor", "menu")},
 }
 """The module of each command."""

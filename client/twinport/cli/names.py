@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -31,13 +32,18 @@ def _facts(entry: RemoteEntry) -> dict[str, Any]:
 @click.argument("prefix", default="", metavar="[PREFIX]")
 @click.option("-r", "--recursive", is_flag=True, help="All files below, and the empty directories.")
 @click.option("-l", "--long", "is_long", is_flag=True, help="Size and time too.")
+@click.option(
+    "--sort", "order", type=click.Choice(["name", "size", "time"]), default="name", help="Largest or newest first."
+)
+@click.option("--reverse", is_flag=True, help="The other way round.")
 @with_settings
-def ls(settings: Settings, prefix: str, recursive: bool, is_long: bool) -> None:
+def ls(settings: Settings, prefix: str, recursive: bool, is_long: bool, order: str, reverse: bool) -> None:
     """List what is on the server, in the order of the bytes of the names. Directories end in a slash.
 
     \b
     Examples:
       twinport ls
+      twinport ls -l --sort time
       twinport ls -r backup --json
     """
     from twinport.walk import show
@@ -45,7 +51,7 @@ def ls(settings: Settings, prefix: str, recursive: bool, is_long: bool) -> None:
     from .display import format_bytes, format_time
 
     with settings.connect() as client:
-        for entry in client.list(prefix, recursive=recursive):
+        for entry in _ordered(client.list(prefix, recursive=recursive), order, reverse):
             if settings.as_json:
                 click.echo(json.dumps(_facts(entry), ensure_ascii=False))
             elif is_long:
@@ -53,6 +59,15 @@ def ls(settings: Settings, prefix: str, recursive: bool, is_long: bool) -> None:
                 click.echo(f"{size:>11}  {format_time(entry.mtime_ns):19}  {show(entry.key)}")
             else:
                 click.echo(show(entry.key))
+
+
+def _ordered(entries: Iterable[RemoteEntry], order: str, reverse: bool) -> Iterable[RemoteEntry]:
+    """As they come, unless they must be known all before the first can be shown."""
+    if order == "size":
+        return sorted(entries, key=lambda entry: -entry.size, reverse=reverse)
+    if order == "time":
+        return sorted(entries, key=lambda entry: -entry.mtime_ns, reverse=reverse)
+    return reversed(list(entries)) if reverse else entries
 
 
 @click.command(short_help="Say what a name is on the server.")
