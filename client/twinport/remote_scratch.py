@@ -53,9 +53,6 @@ class RemoteScratch:
             text = f"no test directory in {where}: you may not write there; name one where you may with --to"
             hint = error.message.partition("]; ")[2]
             raise DeniedError(f"{text}; {hint}" if hint else text, error.code) from None
-        except TwinportError:
-            self._made.clear()
-            raise
 
     def new_upload_id(self) -> str:
         """For the client's uploads; kept, to give up those that are interrupted."""
@@ -88,8 +85,9 @@ class RemoteScratch:
                 if self._unfinished:
                     self._client.abandon(self._uploads)
                 left = self._remove_once()
-        except NetworkError:
-            return tuple(reversed(self._made))
+        except TwinportError:
+            # Not those above it: others may have files there by now, and whoever reads this removes all in it.
+            return (self.name,) if self.name in self._made else ()
         return left
 
     def _remove_once(self) -> tuple[str, ...]:

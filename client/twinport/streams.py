@@ -217,7 +217,10 @@ def stream_of(connection: socket.socket) -> Stream:
 def dial(address: Address, seconds: float) -> socket.socket:
     """A connected socket that still blocks. What is written goes out at once from the first byte on: what follows a
     handshake would otherwise wait for a round trip until that was acknowledged. ``OSError``."""
-    connection = socket.create_connection((address.host, address.port), seconds)
+    try:
+        connection = socket.create_connection((address.host, address.port), seconds)
+    except UnicodeError:
+        raise OSError(f"{address.host!r} is no name of a host") from None
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return connection
 
@@ -239,7 +242,8 @@ def tune(connection: socket.socket, silent_seconds: float) -> None:
     suit(connection)
     if is_local(connection) and hasattr(socket, "TCP_NOTSENT_LOWAT"):
         # What waits in the kernel is sent in the server's time there, whenever that has made room.
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
+        with contextlib.suppress(OSError):  # a kernel without it
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if hasattr(socket, "TCP_USER_TIMEOUT"):
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(silent_seconds * 1000))

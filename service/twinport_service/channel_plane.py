@@ -10,6 +10,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from twinport_protocol.control import Limits
@@ -120,7 +121,8 @@ class ChannelPlane:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 if is_local(sock):
                     # What waits in the kernel is sent in the client's time there, whenever that has made room.
-                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _LOCAL_UNSENT_BYTES)
+                    with suppress(OSError):  # a kernel without it
+                        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _LOCAL_UNSENT_BYTES)
                 transport = make_transport()
                 on_user: Callable[[str], None] = admission.prove
                 if self._bandwidth.is_bounded:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -84,6 +85,24 @@ def test_no_error_ends_it(
     assert (tmp_path / "client_downloads/empty").read_bytes() == b""
 
 
+@pytest.mark.parametrize("encoding", ["utf-8:strict", "latin-1:strict"])
+def test_no_byte_ends_it(own_server: ServerProcess, tmp_path: Path, encoding: str) -> None:
+    (own_server.root / "\u65e5.txt").write_bytes(b"x")
+    done = subprocess.run(
+        [*COMMAND, "--host", own_server.host, "menu"],
+        input=b"\xff\n1\na\0b\n1\n\xff\xfe\n3\n4\n",
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+        cwd=tmp_path,
+        capture_output=True,
+        check=True,
+        timeout=60,
+    )
+    assert done.stderr == b""
+    assert b"Error: embedded null byte" in done.stdout
+    assert b"1. \xe6\x97\xa5.txt\n" in done.stdout or b"1. \\u65e5.txt\n" in done.stdout
+    assert done.stdout.endswith(b"Goodbye.\n")
+
+
 @pytest.mark.parametrize("given", ["", "1\n", "2", "3\n"])
 def test_the_end_of_the_input_ends_it(run_command: RunCommand, shared_server: ServerProcess, given: str) -> None:
     code, shown, said = run_command("--host", shared_server.host, "menu", given=given)
@@ -135,7 +154,8 @@ def test_it_keeps_to_the_users_own_folder(shm_path: Path, make_file: MakeFile, t
         pytest.MonkeyPatch.context() as patch,
     ):
         patch.chdir(tmp_path)
-        shown = converse(client, "1", str(path), "3", "2", "file", "4")
+        shown = converse(client, "3", "1", str(path), "3", "2", "file", "4")
+    assert "=== AVAILABLE FILES ===\nThere are none yet.\n" in shown
     assert "=== AVAILABLE FILES ===\n1. file\n" in shown
     assert (root / "alice/file").read_bytes() == path.read_bytes()
     assert (tmp_path / "client_downloads/file").read_bytes() == path.read_bytes()

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 from twinport_protocol.segments import MIN_SEGMENT_BYTES
 from twinport_service import channel_transport
+from twinport_service.buffers import LARGE_AT_ONCE
 
 from tests.service.conftest import StartServer
 from tests.service.raw_client import RawChannel, RawControl, await_true, fetch_file, send_file
@@ -43,4 +44,4 @@ def test_large_files_come_back_whole(
         if storage_kind == "local":
             assert bool(by_kernel) is not is_near
         pool = running.server._channels._pool
-        await_true(lambda: len(pool._idle) > 0, what="the borrowed buffer's return")
+        await_true(lambda: pool._left == LARGE_AT_ONCE, what="the return of all borrowed buffers")

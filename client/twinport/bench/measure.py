@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import shutil
 import tempfile
 import time
@@ -166,4 +167,4 @@ def _cores() -> int:
 
 
 def _say_left(names: tuple[str, ...]) -> str:
-    return f"left on the server, remove it with: twinport rm -r {' '.join(names)}"
+    return f"left on the server, remove it with: twinport rm -r {shlex.join(names)}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -90,7 +91,7 @@ def bench(settings: Settings, server: str | None, to: str | None, seconds: float
 
         click.echo(screen(found, _bold if _has_colours(settings.quiet) else str))
     if found.left_behind:
-        names = " ".join(found.left_behind)
+        names = shlex.join(found.left_behind)
         click.echo(f"twinport: left on the server, remove it with: twinport rm -r {names}", err=True)
     return 1 if found.left_behind else 0
 

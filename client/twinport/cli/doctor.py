@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from twinport.errors import InterruptError
+from twinport.walk import show
+
 from .context import Settings, with_settings
 
 if TYPE_CHECKING:
@@ -43,8 +46,8 @@ def doctor(settings: Settings, server: str | None, to: str | None) -> int:
     data connections, a small file there and back, clocks and space. It says what each of them is like, what is wrong as
     a rule when one is like that, and what to do. The test file is removed again.
 
-    Exit code 0 when all works (perhaps with warnings), else that of the first layer that fails: 4 login or
-    certificate, 5 network, 6 space, 7 integrity.
+    Exit code 0 when all works (perhaps with warnings), else that of the first layer that fails, as of every command: 4
+    login or certificate, 5 network, 6 space, 7 integrity. With -q it prints what is wrong, and else nothing.
 
     \b
     Examples:
@@ -62,17 +65,22 @@ def doctor(settings: Settings, server: str | None, to: str | None) -> int:
     place = find_destination(settings)
     examination = Examination(place.address, lambda: _client(place, settings), to=to)
     found: list[Finding] = []
-    if not settings.as_json:
+    if not settings.as_json and not settings.quiet:
         click.echo(f"twinport doctor: {place.address}\n")
-    for finding in examination.findings():
-        found.append(finding)
-        if not settings.as_json:
-            click.echo(_line(finding))
+    try:
+        for finding in examination.findings():
+            found.append(finding)
+            if not settings.as_json and not settings.quiet:
+                click.echo(_line(finding))
+    except KeyboardInterrupt:
+        raise InterruptError("the examination was interrupted") from None
     wrong = [finding for finding in found if finding.status in (Status.FAILED, Status.WARNING)]
     if settings.as_json:
         click.echo(json.dumps({"schema": 1, "address": str(place.address), "findings": [*map(_facts, found)]}))
-    else:
+    elif not settings.quiet:
         click.echo("\n" + "\n".join(_advice(wrong)))
+    elif wrong:
+        click.echo("\n".join(["\n".join(map(_line, wrong)), *_advice(wrong)]))
     return next((finding.exit_code for finding in wrong if finding.status is Status.FAILED), 0)
 
 
@@ -92,7 +100,7 @@ def _client(place: Destination, settings: Settings) -> Client:
 def _line(finding: Finding) -> str:
     word, colour = _WORDS[finding.status.value]
     mark = f"{word:{_MARK_WIDTH}}"
-    text = _filled(finding.text, _width(), 2 + _MARK_WIDTH + _LAYER_WIDTH).lstrip()
+    text = _filled(show(finding.text), _width(), 2 + _MARK_WIDTH + _LAYER_WIDTH).lstrip()
     if _has_colours():
         mark = click.style(mark, fg=colour, bold=word.isupper())
     return f"  {mark}{finding.layer.value:{_LAYER_WIDTH}}{text}"
@@ -115,8 +123,8 @@ def _advice(wrong: list[Finding]) -> Iterable[str]:
         title = f"{finding.layer.value} [{finding.code}]"
         yield click.style(title, bold=True) if _has_colours() else title
         if finding.meaning:
-            yield _filled(finding.meaning, width)
-        yield _filled(f"Next: {finding.next_step}.", width)
+            yield _filled(show(finding.meaning), width)
+        yield _filled(f"Next: {show(finding.next_step)}", width)
 
 
 def _filled(text: str, width: int, indent: int = 4) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import os
 import shlex
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, TextIO
 
 import click
 
-from twinport.errors import TwinportError, UsageError
+from twinport.errors import NotFoundError, TwinportError, UsageError
 
 from .context import Settings, with_settings
 from .warm_up import DOWNLOAD, UPLOAD
@@ -117,6 +118,8 @@ class Menu:
                 raise
             except OSError as error:
                 self._say(f"Error: {error.filename or 'this machine'}: {error.strerror or error}")
+            except ValueError as error:  # a path that can be none, with a zero byte in it
+                self._say(f"Error: {error}")
 
     def _upload(self) -> None:
         path = _unquoted(self._ask("Enter the path of file to upload: "))
@@ -155,7 +158,10 @@ class Menu:
 
     def _list(self) -> None:
         entries = self._client.list(self._home, recursive=True)
-        names = [entry.key for entry in itertools.islice(entries, MOST_LISTED + 1)]
+        try:
+            names = [entry.key for entry in itertools.islice(entries, MOST_LISTED + 1)]
+        except NotFoundError:  # a folder is made with the first file in it
+            names = []
         self._say("=== AVAILABLE FILES ===")
         for number, name in enumerate(names[:MOST_LISTED], 1):
             self._say(f"{number}. {name.removeprefix(f'{self._home}/') if self._home else name}")
@@ -216,5 +222,8 @@ def menu(settings: Settings) -> None:
     """
     if settings.as_json:
         raise UsageError("a menu is for people; put, get and ls know --json")
+    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):
+        if isinstance(stream, io.TextIOWrapper):  # names are bytes in the end: no encoding ends the menu
+            stream.reconfigure(errors=errors)
     with settings.connect(needed=UPLOAD + DOWNLOAD) as client:
-        Menu(client, sys.stdout, sys.stdin).run()
+        Menu(client, sys.stdout, sys.stdin or io.StringIO()).run()

@@ -11,7 +11,7 @@ from twinport.errors import LoginError
 
 def is_interactive() -> bool:
     """Whether a question can be shown and answered."""
-    return sys.stdin.isatty() and sys.stderr.isatty()
+    return sys.stdin is not None and sys.stdin.isatty() and sys.stderr is not None and sys.stderr.isatty()
 
 
 def confirm(question: str) -> bool:

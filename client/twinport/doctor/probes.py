@@ -38,7 +38,10 @@ class PortProbe:
 
 def resolve(host: str) -> list[str]:
     """The addresses of a host, in the order in which they are tried. ``OSError`` (``socket.gaierror``)."""
-    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except UnicodeError:
+        raise OSError("no name can be written like this") from None
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 

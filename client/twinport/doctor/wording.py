@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from dataclasses import replace
 
 from twinport.addresses import Address
 from twinport.errors import (
@@ -18,6 +19,7 @@ from twinport.errors import (
 from .findings import Finding, Layer, Status
 from .probes import PortProbe, PortState, is_private
 
+LOCAL_DISK = "LocalDisk"
 _FIREWALL = (
     "A firewall on the way drops the packets. On AWS this is what a security group without a rule for the port looks "
     "like; it may also be the host's own firewall, or that of the network you are in."
@@ -91,29 +93,63 @@ def about_port(layer: Layer, port: int, found: PortProbe, number: str, *, is_fal
     return Finding(layer, status, text, _FIREWALL, step, "PortFiltered")
 
 
+def about_dead(port: int, dead: list[str], number: str) -> Finding:
+    """The port is open, but not at the address that is tried first."""
+    return Finding(
+        Layer.CONTROL_PORT,
+        Status.WARNING,
+        f"{port} is open at {number}, and not at {', '.join(dead)}",
+        "A name with several addresses is tried in their order: every connection waits for those that do not answer.",
+        f"give {number} instead of the name, or have the others taken out of it",
+        "AddressDead",
+    )
+
+
+def about_usual_data_port(port: int, found: PortProbe, number: str) -> Finding:
+    """What may be the data port, where nobody can be asked which one it is."""
+    finding = about_port(Layer.DATA_PORT, port, found, number)
+    status = Status.OK if found.state is PortState.OPEN else Status.WARNING
+    return replace(finding, status=status, text=finding.text.replace(str(port), f"{port}, the usual one,", 1))
+
+
 def about_session(address: Address, error: TwinportError) -> Finding:
-    """Why no session could be opened though the port is open."""
-    layer, meaning, step = Layer.SERVER, "", "see above"
+    """Why no session could be had though the port is open."""
+    layer, meaning, step = Layer.SERVER, "", f"check that {address} is the server, and what listens there: ss -ltnp"
     if isinstance(error, TrustError):
-        meaning = "Either the server was set up anew, or somebody is in between."
-        step = "compare the fingerprint with what `twinportd cert show` prints on the server, then `twinport login`"
+        if error.code == "UnknownServer":
+            meaning = "This client has not met the server before, and takes nobody's word for it."
+        elif error.code == "CertificateChanged":
+            meaning = "Either the server was set up anew, or somebody is in between."
+        step = "compare the fingerprint with what `twinportd cert show` prints on the server, then twinport login"
     elif isinstance(error, LoginError):
         layer, step = Layer.LOGIN, "check user, key and password; `twinport login` stores them"
     elif isinstance(error, BusyError):
         meaning, step = "The server is there, and takes nobody up at the moment.", "try again in a minute"
+    elif error.code == "TlsFailed":
+        meaning = "The server has no TLS, or something answers that is not the server."
     elif isinstance(error, NetworkError):
         meaning = _INTERCEPTED
-        step = f"check that {address} is the server, and on the server what listens there: ss -ltnp"
+    else:  # before anything was sent: a key that cannot be read, options that contradict each other
+        layer, step = Layer.LOGIN, "check --key and the other options; twinport doctor --help says what they mean"
     return Finding(layer, Status.FAILED, error.message, meaning, step, error.code, error.exit_code)
 
 
-def about_data_connection(address: Address, error: TwinportError) -> Finding:
-    """Why no data connection could be made over an open port."""
+def about_data_connections(address: Address, error: TwinportError | OSError, *, is_fallback: bool) -> Finding:
+    """Why no data connection could be made over an open port. ``is_fallback`` as in :func:`about_port`; somebody in
+    between is never only a warning."""
+    text = error.message if isinstance(error, TwinportError) else f"no data connection to {address}: {_reason(error)}"
+    step = f"check that nothing but twinportd listens on {address.port}, and what is between here and there"
+    status, code, exit_code = Status.FAILED, "DataFailed", NetworkError.exit_code
     if isinstance(error, TrustError):
         step = "find out what is between here and the server on this port; transfer nothing until then"
-        return Finding(Layer.DATA_PORT, Status.FAILED, error.message, _INTERCEPTED, step, error.code, error.exit_code)
-    step = f"check that nothing but twinportd listens on {address.port}, and what is between here and there"
-    return Finding(Layer.DATA_PORT, Status.FAILED, error.message, _INTERCEPTED, step, error.code, error.exit_code)
+        code, exit_code = error.code, error.exit_code
+    elif is_fallback:
+        status, text = Status.WARNING, f"{text}; transfers go through the control port instead"
+    return Finding(Layer.DATA_PORT, status, text, _INTERCEPTED, step, code, exit_code)
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error) or "no answer in time"
 
 
 def unsteady(port: int, failed: int, tries: int, slowest_seconds: float) -> Finding:
@@ -130,9 +166,11 @@ def unsteady(port: int, failed: int, tries: int, slowest_seconds: float) -> Find
 
 def about_transfer(error: TwinportError) -> Finding:
     """Why the file that was sent for a test did not come back as it was."""
-    meaning, step = "", "see above"
+    meaning, step = "", "look at the server's log: journalctl -u twinportd"
     layer = Layer.TRANSFER
-    if isinstance(error, IntegrityError):
+    if error.code == LOCAL_DISK:
+        step = "free some space here, or set TMPDIR to a directory that has some"
+    elif isinstance(error, IntegrityError):
         meaning = "Bytes were changed on the way or on a disk; nothing of them was accepted."
         step = "check the server's disk and memory: journalctl -k"
     elif isinstance(error, SpaceError):

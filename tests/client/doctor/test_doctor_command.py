@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import socket
 
+import pytest
+
 from tests.client.conftest import RunCommand
 from tests.client.servers import ServerProcess
 
@@ -50,3 +52,19 @@ def test_programs_get_one_object(run_command: RunCommand, shared_server: ServerP
     assert first["meaning"]
     assert first["next_step"]
     assert {one["status"] for one in others} == {"untried"}
+
+
+@pytest.mark.parametrize("host", ["foo..bar", f"{'a' * 64}.example.org", ".x"])
+def test_a_mistyped_name_is_no_name(run_command: RunCommand, host: str) -> None:
+    code, shown, said = run_command("doctor", host)
+    assert (code, said) == (5, "")
+    assert "name [NameUnknown]" in shown.splitlines()
+    code, _, said = run_command("--host", host, "--plaintext", "ls")
+    assert (code, said.count("\n")) == (5, 1)
+
+
+def test_quiet_is_quiet_about_what_is_well(run_command: RunCommand, shared_server: ServerProcess) -> None:
+    assert run_command("doctor", "-q", shared_server.host) == (0, "", "")
+    code, shown, _ = run_command("doctor", "-q", "no-such-host.invalid")
+    assert code == 5
+    assert shown.startswith("  FAILED  name ")

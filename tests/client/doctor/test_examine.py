@@ -5,10 +5,12 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import pytest
 import twinport
@@ -19,7 +21,8 @@ from twinport.doctor import examine, wording
 from twinport.doctor.examine import Examination, about_version
 from twinport.doctor.findings import Finding, Layer, Status
 from twinport.doctor.probes import PortProbe, PortState, is_private, probe_port
-from twinport.errors import IntegrityError, NetworkError
+from twinport.errors import NetworkError, TrustError
+from twinport.remote_scratch import RemoteScratch
 from twinport_protocol.version import VERSION
 
 from tests.client.servers import Passage, Proxy, ServerProcess
@@ -211,14 +214,77 @@ def test_a_clock_that_is_wrong(shared_server: ServerProcess, ahead: float, word:
 def test_bytes_that_do_not_come_back_as_they_went(
     shared_server: ServerProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def corrupt(self: Client, *names: object, **options: object) -> None:
-        raise IntegrityError("the bytes do not match")
+    get = Client.get
+
+    def corrupt(self: Client, name: str, to: Path, *, exact: bool) -> None:
+        get(self, name, to, exact=exact)
+        to.write_bytes(to.read_bytes()[:-1] + b"?")
 
     monkeypatch.setattr(Client, "get", corrupt)
     found = examined(shared_server.port)
-    assert states(found)["transfer"] == "failed"
-    assert found[Layer.TRANSFER].exit_code == 7
+    assert states(found) == {"transfer": "failed", "space": "untried"}
+    assert (found[Layer.TRANSFER].code, found[Layer.TRANSFER].exit_code) == ("Differs", 7)
+    assert "changed on the way or on a disk" in found[Layer.TRANSFER].meaning
     assert not list(shared_server.root.glob("twinport-doctor-*"))
+
+
+def test_no_room_on_this_machine_is_not_the_servers_fault(
+    shared_server: ServerProcess, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "not-there"))
+    found = examined(shared_server.port)
+    assert found[Layer.TRANSFER].code == "LocalDisk"
+    assert "TMPDIR" in found[Layer.TRANSFER].next_step
+    assert not list(shared_server.root.glob("twinport-doctor-*"))
+
+
+@pytest.mark.parametrize("moment", ["make", "put", "get"])
+def test_an_interrupt_leaves_nothing_behind(
+    own_server: ServerProcess, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    place, name = (RemoteScratch, "make") if moment == "make" else (Client, moment)
+    real = getattr(place, name)
+
+    def interrupted(self: object, *words: object, **options: object) -> None:
+        real(self, *words, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(place, name, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        examined(own_server.port)
+    assert not list(own_server.root.glob("twinport-doctor-*"))
+
+
+def test_a_server_that_goes_in_the_middle(own_server: ServerProcess) -> None:
+    def open_client() -> Client:
+        return twinport.connect("127.0.0.1", own_server.port, tls=False, patience_seconds=0.5)
+
+    found = []
+    for finding in Examination(Address("127.0.0.1", own_server.port), open_client, probe_seconds=0.5).findings():
+        found.append(finding)
+        if finding.layer is Layer.VERSION and finding.status is Status.OK:
+            own_server.stop()
+    assert {finding.layer for finding in found} == set(Layer)
+    assert [finding.layer for finding in found if finding.status is Status.FAILED]
+
+
+def test_a_name_whose_first_address_is_dead(shared_server: ServerProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.2", shared_server.port))
+        monkeypatch.setattr(examine, "resolve", lambda host: ["127.0.0.2", "127.0.0.1"])
+        found = examined(shared_server.port)
+    assert states(found) == {"control port": "warning"}
+    assert found[Layer.CONTROL_PORT].text == f"{shared_server.port} is open at 127.0.0.1, and not at 127.0.0.2"
+
+
+@pytest.mark.parametrize("is_fallback", [True, False])
+def test_data_connections_of_which_all_fail(is_fallback: bool) -> None:
+    address = Address("h", 5002)
+    for error in (TimeoutError(), NetworkError("cut")):
+        found = wording.about_data_connections(address, error, is_fallback=is_fallback)
+        assert found.status is (Status.WARNING if is_fallback else Status.FAILED)
+    in_between = wording.about_data_connections(address, TrustError("another", "CertificateChanged"), is_fallback=True)
+    assert (in_between.status, in_between.exit_code) == (Status.FAILED, 4)
 
 
 @pytest.mark.parametrize(
@@ -229,6 +295,8 @@ def test_bytes_that_do_not_come_back_as_they_went(
         ("twinportd/0.0.9", Status.WARNING, "upgrade the server"),
         ("", Status.OK, ""),
         ("another/1", Status.OK, ""),
+        ("twinportd/0.0.1\x1b[2J", Status.OK, ""),
+        (f"twinportd/{'9' * 5000}.0.0", Status.OK, ""),
     ],
 )
 def test_versions(agent: str, status: Status, step: str) -> None:
