@@ -18,7 +18,7 @@ from .addresses import Address
 from .channel_count import ChannelCount, core_count
 from .connector import Connector, Security
 from .engine import Policy
-from .entries import checked_prefix
+from .entries import checked_name, checked_prefix
 from .errors import (
     TwinportError,
     UsageError,
@@ -77,24 +77,34 @@ class Client(RemoteNames):
         *,
         recursive: bool = False,
         follow: bool = False,
+        exact: bool = False,
         if_absent: bool = False,
         check: bool = True,
         progress: Observer | None = None,
     ) -> TransferReport:
         """Send files, and directories with ``recursive``, to the remote directory ``to``.
 
-        When this returns without an error, every file is on the server's stable storage under its name, verified. What
-        an interrupted run has sent is not sent again. ``if_absent`` refuses to replace. With ``check`` a failure is
-        raised after the rest was sent (the file's own error, or ``PartialFailureError``); without, look at the report.
+        With ``exact``, of one path, ``to`` is not where it goes but what it is called. When this returns without an
+        error, every file is on the server's stable storage under its name, verified. What an interrupted run has sent
+        is not sent again. ``if_absent`` refuses to replace. With ``check`` a failure is raised after the rest was sent
+        (the file's own error, or ``PartialFailureError``); without, look at the report.
         """
         from .upload_engine import UploadEngine  # noqa: PLC0415
         from .upload_feed import UploadFeed  # noqa: PLC0415  # a listing must not pay for it
         from .upload_lane import UploadLane  # noqa: PLC0415
 
+        wanted = _paths(paths)
+        if exact and len(wanted) != 1:
+            raise UsageError("several paths need a directory to go into")
         session = self._connected()
         lock = threading.Lock()
         feed = UploadFeed(
-            _paths(paths), checked_prefix(to), recursive=recursive, follow=follow, listing=self._feed_listing
+            wanted,
+            checked_name(to) if exact else checked_prefix(to),
+            recursive=recursive,
+            follow=follow,
+            listing=self._feed_listing,
+            exact=exact,
         )
         options = {"if-absent": "1"} if if_absent else {}
         engine = UploadEngine(

@@ -31,8 +31,11 @@ class UploadFeed:
     """Finds what to send. A directory is compared with what the server lists below the same name, so that a second run
     sends only what is missing: same size, same time, and the same root, hashed now."""
 
-    def __init__(self, paths: list[str], to: str, *, recursive: bool, follow: bool, listing: Listing) -> None:
+    def __init__(
+        self, paths: list[str], to: str, *, recursive: bool, follow: bool, listing: Listing, exact: bool = False
+    ) -> None:
         self._paths = paths
+        self._exact = exact
         self._to = to
         self._recursive = recursive
         self._follow = follow
@@ -48,11 +51,11 @@ class UploadFeed:
                 yield Failure(show(path), UsageError(text))
                 continue
             tops.add(top)
-            found = find_paths([path], self._to, recursive=self._recursive, follow=self._follow)
+            found = find_paths([path], self._to, recursive=self._recursive, follow=self._follow, exact=self._exact)
             if not self._recursive or not os.path.isdir(path):
                 yield from found
                 continue
-            prefix = f"{self._to}/{top}" if self._to and top else self._to or top
+            prefix = f"{self._to}/{top}" if self._to and top and not self._exact else self._to or top
             yield from self._missing(found, _Lookahead(self._remote(prefix)))
 
     def _remote(self, prefix: str) -> Iterator[RemoteEntry]:

@@ -39,8 +39,10 @@ class Note:
 Found = SourceFile | EmptyDirectory | Note | Failure
 
 
-def find_paths(paths: list[str], to: str, *, recursive: bool, follow: bool = False) -> Iterator[Found]:
-    """What is at ``paths``, to be called ``to/<last part of the path>`` on the server.
+def find_paths(
+    paths: list[str], to: str, *, recursive: bool, follow: bool = False, exact: bool = False
+) -> Iterator[Found]:
+    """What is at ``paths``, to be called ``to/<last part of the path>`` on the server, or with ``exact`` just ``to``.
 
     A directory needs ``recursive``; ``.`` and what ends in ``/.`` stands for its content alone.
     """
@@ -54,7 +56,7 @@ def find_paths(paths: list[str], to: str, *, recursive: bool, follow: bool = Fal
             cause = error if isinstance(error, OSError) else OSError(str(error))
             yield Failure(show(path), local_failure(f"cannot send {show(path)}", cause))
             continue
-        name = _join(to, remote_base(path))
+        name = to if exact else _join(to, remote_base(path))
         if stat.S_ISDIR(found.st_mode):
             if not recursive:
                 text = f"cannot send {show(path)}: it is a directory; add -r (recursive=True) to send all in it"
