@@ -98,7 +98,7 @@ def test_no_byte_ends_it(own_server: ServerProcess, tmp_path: Path, encoding: st
         timeout=60,
     )
     assert done.stderr == b""
-    assert b"Error: embedded null byte" in done.stdout
+    assert b"Error: no path has a zero byte in it" in done.stdout
     assert b"1. \xe6\x97\xa5.txt\n" in done.stdout or b"1. \\u65e5.txt\n" in done.stdout
     assert done.stdout.endswith(b"Goodbye.\n")
 

@@ -118,13 +118,13 @@ class Menu:
                 raise
             except OSError as error:
                 self._say(f"Error: {error.filename or 'this machine'}: {error.strerror or error}")
-            except ValueError as error:  # a path that can be none, with a zero byte in it
-                self._say(f"Error: {error}")
 
     def _upload(self) -> None:
         path = _unquoted(self._ask("Enter the path of file to upload: "))
         if not path:
             raise UsageError("no path was given")
+        if "\0" in path:
+            raise UsageError("no path has a zero byte in it")
         path = os.path.expanduser(path)
         if os.path.isdir(path):
             raise UsageError(f"{path} is a directory; `twinport put -r {shlex.quote(path)}` sends all in it")
