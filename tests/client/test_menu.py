@@ -85,6 +85,17 @@ def test_no_error_ends_it(
     assert (tmp_path / "client_downloads/empty").read_bytes() == b""
 
 
+def test_a_large_file_that_is_there_is_not_sent_again(
+    run_command: RunCommand, own_server: ServerProcess, make_file: MakeFile
+) -> None:
+    make_file("large", 9_000_000)
+    code, shown, _ = run_command("--host", own_server.host, "menu", given=lines("1", "large", "1", "large", "4"))
+    assert code == 0
+    first, again = shown.split("✓ Upload complete!")[1:]
+    assert not first.startswith(" (")
+    assert again.startswith(" (It was there already.)")
+
+
 @pytest.mark.parametrize("encoding", ["utf-8:strict", "latin-1:strict"])
 def test_no_byte_ends_it(own_server: ServerProcess, tmp_path: Path, encoding: str) -> None:
     (own_server.root / "\u65e5.txt").write_bytes(b"x")

@@ -47,6 +47,8 @@ def test_bytes_go_through_pipes(shared_server: ServerProcess, prefix: str, tmp_p
     assert said.startswith(b"twinport: 1 file sent, ")
     assert shared_server.stored(name).read_bytes() == data
     assert run_bytes(shared_server, tmp_path, "-q", "get", name, "-o", "-") == (0, data, b"")
+    (tmp_path / "-").mkdir()
+    assert run_bytes(shared_server, tmp_path, "-q", "get", name, "-o", "-") == (0, data, b""), "also beside such a name"
 
 
 def test_a_file_and_a_tree_may_be_called_otherwise(

@@ -103,7 +103,7 @@ def get(settings: Settings, names: tuple[str, ...], output: str | None, recursiv
         raise UsageError("standard output takes one file, and no --json beside it (a file of this name is ./-)")
     observer = TerminalObserver(settings.quiet, names_files=settings.verbose > 0)
     exact = output is not None and len(names) == 1
-    if exact and output is not None and not recursive:
+    if exact and output is not None and output != STANDARD and not recursive:
         exact = not (os.path.isdir(output) or output.endswith(("/", os.sep)))
     with contextlib.ExitStack() as stack:
         target = stack.enter_context(spooled_output()) if output == STANDARD else output or "."
