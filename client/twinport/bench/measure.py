@@ -6,15 +6,15 @@ import contextlib
 import os
 import shlex
 import shutil
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from twinport.connector import is_loopback
 from twinport.engine import Policy
-from twinport.errors import InterruptError, TwinportError, local_failure
+from twinport.errors import InterruptError, TwinportError
+from twinport.temporary import temporary_directory
 
 from .facts import Measurements
 from .plan import Amounts, Room, amounts
@@ -48,7 +48,7 @@ def measure(
     """
     try:
         with contextlib.ExitStack() as stack:
-            directory = stack.enter_context(_temporary_directory())
+            directory = stack.enter_context(temporary_directory(PREFIX))
             tell("connecting", 0)
             usual = stack.enter_context(connect(wish.channels if wish else Wish.channels, None))
             found = _Measuring(usual, connect, wish or Wish(), tell, clock, directory).run()
@@ -56,16 +56,6 @@ def measure(
             return replace(found, address=str(address or ""), is_local=is_local)
     except KeyboardInterrupt:
         raise InterruptError("the measurement was interrupted; nothing was left behind") from None
-
-
-@contextlib.contextmanager
-def _temporary_directory() -> Iterator[str]:
-    try:
-        made = tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True)
-    except OSError as error:
-        raise local_failure("cannot make a temporary directory", error) from None
-    with made as name:
-        yield name
 
 
 class _Measuring(Steps):

@@ -18,6 +18,7 @@ import click
 from twinport.errors import UsageError
 
 from .context import Settings, with_settings
+from .terminal import has_colours
 
 if TYPE_CHECKING:
     from twinport.client import Client
@@ -89,7 +90,7 @@ def bench(settings: Settings, server: str | None, to: str | None, seconds: float
     else:
         from twinport.bench.report import screen
 
-        click.echo(screen(found, _bold if _has_colours(settings.quiet) else str))
+        click.echo(screen(found, _bold if has_colours() and not settings.quiet else str))
     if found.left_behind:
         names = shlex.join(found.left_behind)
         click.echo(f"twinport: left on the server, remove it with: twinport rm -r {names}", err=True)
@@ -137,12 +138,6 @@ def _ended_like_ctrl_c() -> Iterator[None]:
 
 def _bold(text: str) -> str:
     return click.style(text, bold=True)
-
-
-def _has_colours(quiet: bool) -> bool:
-    """Whether stdout is a terminal that may be given more than plain text."""
-    plain = quiet or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
-    return not plain and sys.stdout.isatty()
 
 
 class ProgressLine:

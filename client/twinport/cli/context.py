@@ -33,11 +33,13 @@ class Settings:
     verbose: int = 0
     as_json: bool = False
 
-    def connect(self, needed: tuple[str, ...] = ()) -> Client:
-        """A client for the server. Raises as :func:`twinport.connect`. ``needed`` are modules to load meanwhile."""
+    def connect(self, needed: tuple[str, ...] = (), *, patience_seconds: float | None = None) -> Client:
+        """A client for the server. Raises as :func:`twinport.connect`. ``needed`` are modules to load meanwhile;
+        ``patience_seconds`` is that of :class:`twinport.client.Client` unless given."""
         from twinport.client import Client
         from twinport.connector import is_loopback
         from twinport.credentials import make_login
+        from twinport.transfer import PATIENCE_SECONDS
 
         from .destination import find_destination
         from .warm_up import KEY_LOGIN, warm_up
@@ -46,7 +48,10 @@ class Settings:
         if not is_loopback(place.address.host):
             warm_up((KEY_LOGIN if place.credentials.key is not None else ()) + needed)
         login = make_login(place.credentials)
-        return Client(place.address, security=place.security, login=login, channels=self.channels)
+        patience = PATIENCE_SECONDS if patience_seconds is None else patience_seconds
+        return Client(
+            place.address, security=place.security, login=login, channels=self.channels, patience_seconds=patience
+        )
 
 
 def shared_options(function: Callable[..., _R]) -> Callable[..., _R]:

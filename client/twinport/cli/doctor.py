@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import sys
 import textwrap
 from collections.abc import Iterable
 from dataclasses import replace
@@ -17,12 +15,10 @@ from twinport.errors import InterruptError
 from twinport.walk import show
 
 from .context import Settings, with_settings
+from .terminal import has_colours
 
 if TYPE_CHECKING:
-    from twinport.client import Client
     from twinport.doctor.findings import Finding
-
-    from .destination import Destination
 
 PATIENCE_SECONDS = 10.0
 _NARROWEST, _WIDEST = 40, 100
@@ -63,7 +59,7 @@ def doctor(settings: Settings, server: str | None, to: str | None) -> int:
     if server is not None:
         settings = replace(settings, host=server)
     place = find_destination(settings)
-    examination = Examination(place.address, lambda: _client(place, settings), to=to)
+    examination = Examination(place.address, lambda: settings.connect(patience_seconds=PATIENCE_SECONDS), to=to)
     found: list[Finding] = []
     if not settings.as_json and not settings.quiet:
         click.echo(f"twinport doctor: {place.address}\n")
@@ -84,24 +80,11 @@ def doctor(settings: Settings, server: str | None, to: str | None) -> int:
     return next((finding.exit_code for finding in wrong if finding.status is Status.FAILED), 0)
 
 
-def _client(place: Destination, settings: Settings) -> Client:
-    from twinport.client import Client
-    from twinport.credentials import make_login
-
-    return Client(
-        place.address,
-        security=place.security,
-        login=make_login(place.credentials),
-        channels=settings.channels,
-        patience_seconds=PATIENCE_SECONDS,
-    )
-
-
 def _line(finding: Finding) -> str:
     word, colour = _WORDS[finding.status.value]
     mark = f"{word:{_MARK_WIDTH}}"
     text = _filled(show(finding.text), _width(), 2 + _MARK_WIDTH + _LAYER_WIDTH).lstrip()
-    if _has_colours():
+    if has_colours():
         mark = click.style(mark, fg=colour, bold=word.isupper())
     return f"  {mark}{finding.layer.value:{_LAYER_WIDTH}}{text}"
 
@@ -121,7 +104,7 @@ def _advice(wrong: list[Finding]) -> Iterable[str]:
             continue
         told.add((finding.meaning, finding.next_step))
         title = f"{finding.layer.value} [{finding.code}]"
-        yield click.style(title, bold=True) if _has_colours() else title
+        yield click.style(title, bold=True) if has_colours() else title
         if finding.meaning:
             yield _filled(show(finding.meaning), width)
         yield _filled(f"Next: {show(finding.next_step)}", width)
@@ -141,7 +124,3 @@ def _facts(finding: Finding) -> dict[str, Any]:
     if finding.code:
         facts |= {"code": finding.code, "meaning": finding.meaning, "next_step": finding.next_step}
     return facts
-
-
-def _has_colours() -> bool:
-    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb" and sys.stdout.isatty()

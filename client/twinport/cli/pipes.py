@@ -6,11 +6,11 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from twinport.errors import local_failure
+from twinport.temporary import temporary_directory
 
 STANDARD = "-"
 _PREFIX = "twinport-"
@@ -20,7 +20,7 @@ _COPY_BYTES = 1024 * 1024
 @contextmanager
 def spooled_input() -> Iterator[str]:
     """All of standard input, as a file; its path. Removed afterwards. ``TwinportError``."""
-    with _directory() as directory:
+    with temporary_directory(_PREFIX) as directory:
         path = os.path.join(directory, "input")
         try:
             with open(path, "wb") as file:
@@ -33,20 +33,10 @@ def spooled_input() -> Iterator[str]:
 @contextmanager
 def spooled_output() -> Iterator[str]:
     """The path for a file; what is there at the end goes to standard output. ``TwinportError``."""
-    with _directory() as directory:
+    with temporary_directory(_PREFIX) as directory:
         path = os.path.join(directory, "output")
         yield path
         if os.path.exists(path):
             with open(path, "rb") as file:
                 shutil.copyfileobj(file, sys.stdout.buffer, _COPY_BYTES)
             sys.stdout.buffer.flush()
-
-
-@contextmanager
-def _directory() -> Iterator[str]:
-    try:
-        made = tempfile.TemporaryDirectory(prefix=_PREFIX, ignore_cleanup_errors=True)
-    except OSError as error:
-        raise local_failure("cannot make a temporary directory; set TMPDIR to one with room", error) from None
-    with made as directory:
-        yield directory

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import click
@@ -12,6 +13,11 @@ from twinport.errors import LoginError
 def is_interactive() -> bool:
     """Whether a question can be shown and answered."""
     return sys.stdin is not None and sys.stdin.isatty() and sys.stderr is not None and sys.stderr.isatty()
+
+
+def has_colours() -> bool:
+    """Whether stdout is a terminal that may be given more than plain text."""
+    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb" and sys.stdout.isatty()
 
 
 def confirm(question: str) -> bool:

@@ -47,7 +47,7 @@ class Examination:
         self._now = now
 
     def findings(self) -> Iterator[Finding]:
-        """One for each layer, as it is known. Raises nothing of the library, but ``KeyboardInterrupt``."""
+        """At least one for each layer, as it is known. Raises nothing of the library, but ``KeyboardInterrupt``."""
         left = list(Layer)
         for finding in self._examine():
             if finding.layer in left:

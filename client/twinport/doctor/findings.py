@@ -16,8 +16,8 @@ class Layer(enum.Enum):
     LOGIN = "login"
     VERSION = "version"
     DATA_PORT = "data port"
-    TRANSFER = "transfer"
     CLOCK = "clock"
+    TRANSFER = "transfer"
     SPACE = "space"
 
 
