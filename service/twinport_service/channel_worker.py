@@ -1,8 +1,8 @@
 """The thread that owns one data connection: a non-blocking socket, one poll loop, nobody else touches it.
 
 It reads while it writes, so neither end can block the other. How bytes move is the transport's matter: on a plain
-socket large payloads go from the reader to the socket with ``sendfile``, under TLS through a buffer. What is received
-lands in one borrowed buffer that frames are handed on from without a copy.
+socket large payloads go from the reader to the socket with ``sendfile``, under TLS and to a client on this machine
+through a buffer. What is received lands in one borrowed buffer that frames are handed on from without a copy.
 """
 
 from __future__ import annotations
